@@ -1,0 +1,3 @@
+module github.com/mysocketio/mysocket-injector
+
+go 1.26
