@@ -1,0 +1,248 @@
+// Package annotations is the user's contract: it turns the annotations of a Service into a validated [Spec] and knows
+// every name that users and we write on Services, pods and namespaces. Every other package works with Spec and never
+// reads an annotation itself. It does no I/O.
+package annotations
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// Prefix starts every annotation and label of ours.
+const Prefix = "mysocket.io/"
+
+// Annotations that users write on a Service.
+const (
+	Enabled        = Prefix + "enabled"
+	Type           = Prefix + "type"
+	Port           = Prefix + "port"
+	RolloutMode    = Prefix + "rollout"
+	DeletionPolicy = Prefix + "deletion-policy"
+)
+
+// Annotations that the service controller writes back on a Service.
+const (
+	SocketID = Prefix + "socket-id"
+	DNSName  = Prefix + "dnsname"
+	URL      = Prefix + "url"
+)
+
+// Names on other objects.
+const (
+	// NamespaceInjection is the namespace label that opts a namespace in, with the value NamespaceInjectionEnabled.
+	NamespaceInjection        = Prefix + "injection"
+	NamespaceInjectionEnabled = "enabled"
+	// PodInject is the pod label that opts a pod out, with the value "false".
+	PodInject = Prefix + "inject"
+	// PodInjected is the pod annotation that injection leaves: a hash of what was injected.
+	PodInjected = Prefix + "injected"
+	// RestartedAt is the pod template annotation that the rollout controller sets, as kubectl rollout restart does.
+	RestartedAt = Prefix + "restarted-at"
+	// Finalizer keeps Services and Tunnels until what they stand for at Mysocket is gone.
+	Finalizer = Prefix + "cleanup"
+)
+
+// Conditions that the service controller writes in a Service's status.
+const (
+	// SocketReady says whether the Service has its public name.
+	SocketReady = Prefix + "SocketReady"
+	// TunnelsReady says how many of the Service's pods are connected.
+	TunnelsReady = Prefix + "TunnelsReady"
+)
+
+// Values of the annotations.
+const (
+	TypeHTTP  = "http"
+	TypeHTTPS = "https"
+	TypeTCP   = "tcp"
+	TypeTLS   = "tls"
+
+	RolloutAuto  = "auto"
+	RolloutNever = "never"
+
+	PolicyDelete = "delete"
+	PolicyRetain = "retain"
+)
+
+var (
+	userAnnotations = []string{Enabled, Type, Port, RolloutMode, DeletionPolicy}
+	ownAnnotations  = []string{SocketID, DNSName, URL}
+)
+
+// Spec is what a user asked for with a Service's annotations, with defaults filled in.
+type Spec struct {
+	// SocketName is the name of the Mysocket socket: "k8s <namespace>.<service>", or "k8s <cluster> <namespace>.<service>".
+	SocketName string
+	// SocketType is one of http, https, tcp, tls.
+	SocketType string
+	// ServicePort is the port of the Service that is made public.
+	ServicePort corev1.ServicePort
+	// Rollout is RolloutAuto or RolloutNever.
+	Rollout string
+	// DeletionPolicy is PolicyDelete or PolicyRetain.
+	DeletionPolicy string
+	// PublishNotReady is the Service's publishNotReadyAddresses.
+	PublishNotReady bool
+}
+
+// Problem is one thing wrong with a Service, in words for its owner.
+type Problem struct {
+	// Reason is a CamelCase word, used as the reason of the condition and the Event.
+	Reason string
+	// Message names the thing, the value and what is allowed.
+	Message string
+}
+
+// Reasons of problems.
+const (
+	ReasonInvalidAnnotation = "InvalidAnnotation"
+	ReasonPortNotFound      = "PortNotFound"
+	ReasonNoSelector        = "NoSelector"
+)
+
+// Error returns the message.
+func (p *Problem) Error() string { return p.Message }
+
+// IsEnabled tells whether the Service asks to be public. A value other than "true" and "false" is not enabled; Parse
+// says what is wrong with it.
+func IsEnabled(svc *corev1.Service) bool { return svc.Annotations[Enabled] == "true" }
+
+// IsOurs tells whether the Service mentions us at all, rightly or wrongly: only then is it looked at.
+func IsOurs(svc *corev1.Service) bool {
+	_, ok := svc.Annotations[Enabled]
+	return ok
+}
+
+// SocketName returns the name of the socket of a Service. cluster may be empty.
+func SocketName(cluster, namespace, name string) string {
+	if cluster != "" {
+		cluster += " "
+	}
+	return "k8s " + cluster + namespace + "." + name
+}
+
+// Parse validates a Service that [IsOurs]. cluster is the configured name of this cluster and may be empty. The error
+// is always a *Problem, the first in the order in which a user would mend them.
+func Parse(svc *corev1.Service, cluster string) (Spec, error) {
+	a := svc.Annotations
+	spec := Spec{SocketName: SocketName(cluster, svc.Namespace, svc.Name), PublishNotReady: svc.Spec.PublishNotReadyAddresses}
+	if v := a[Enabled]; v != "true" && v != "false" {
+		return Spec{}, wrong(Enabled, v, `"true" or "false"`)
+	}
+	for _, k := range sortedKeys(a) {
+		if strings.HasPrefix(k, Prefix) && !slices.Contains(userAnnotations, k) && !slices.Contains(ownAnnotations, k) {
+			return Spec{}, &Problem{ReasonInvalidAnnotation, fmt.Sprintf("annotation %s is not known; known are %s", quote(k), strings.Join(userAnnotations, ", "))}
+		}
+	}
+	for _, f := range []struct {
+		annotation string
+		into       *string
+		allowed    []string // the first is the default
+	}{
+		{Type, &spec.SocketType, []string{TypeHTTP, TypeHTTPS, TypeTCP, TypeTLS}},
+		{RolloutMode, &spec.Rollout, []string{RolloutAuto, RolloutNever}},
+		{DeletionPolicy, &spec.DeletionPolicy, []string{PolicyDelete, PolicyRetain}},
+	} {
+		v, set := a[f.annotation]
+		if !set {
+			v = f.allowed[0]
+		}
+		if !slices.Contains(f.allowed, v) {
+			return Spec{}, wrong(f.annotation, v, strings.Join(f.allowed, ", "))
+		}
+		*f.into = v
+	}
+	if svc.Spec.Type == corev1.ServiceTypeExternalName {
+		return Spec{}, &Problem{ReasonNoSelector, "a Service of type ExternalName has no pods of its own and can't be made public; use a Service with a selector"}
+	}
+	if len(svc.Spec.Selector) == 0 {
+		return Spec{}, &Problem{ReasonNoSelector, "the Service has no selector, so there are no pods to put a tunnel into; set spec.selector"}
+	}
+	port, err := servicePort(svc)
+	if err != nil {
+		return Spec{}, err
+	}
+	spec.ServicePort = port
+	return spec, nil
+}
+
+func servicePort(svc *corev1.Service) (corev1.ServicePort, error) {
+	want, set := svc.Annotations[Port]
+	var have []string
+	for _, p := range svc.Spec.Ports {
+		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
+			continue // another port of the same number may be TCP
+		}
+		name := strconv.Itoa(int(p.Port))
+		if p.Name != "" {
+			name += " (" + p.Name + ")"
+		}
+		have = append(have, name)
+		if !set || (p.Name != "" && want == p.Name) || want == strconv.Itoa(int(p.Port)) {
+			return p, nil
+		}
+	}
+	if len(have) == 0 {
+		return corev1.ServicePort{}, &Problem{ReasonPortNotFound, "the Service has no TCP port; only TCP can be made public"}
+	}
+	return corev1.ServicePort{}, &Problem{ReasonPortNotFound,
+		fmt.Sprintf("annotation %s: the Service has no TCP port %s; it has %s", Port, quote(want), strings.Join(have, ", "))}
+}
+
+// Selects tells whether the Service selects a pod with these labels. A Service without a selector selects none.
+func Selects(svc *corev1.Service, podLabels map[string]string) bool {
+	return len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(podLabels))
+}
+
+// TargetPort returns the port in the pod that the Service's port leads to, as kube-proxy would have it. A named
+// target that no container of the pod has is a *Problem.
+func TargetPort(port corev1.ServicePort, pod *corev1.PodSpec) (int32, error) {
+	if port.TargetPort.StrVal == "" {
+		if port.TargetPort.IntVal != 0 {
+			return port.TargetPort.IntVal, nil
+		}
+		return port.Port, nil
+	}
+	name := port.TargetPort.StrVal
+	for _, c := range slices.Concat(pod.Containers, restartable(pod.InitContainers)) {
+		for _, p := range c.Ports {
+			if p.Name == name && (p.Protocol == corev1.ProtocolTCP || p.Protocol == "") {
+				return p.ContainerPort, nil
+			}
+		}
+	}
+	return 0, &Problem{ReasonPortNotFound, fmt.Sprintf("port %d of the Service has the target port %s, and no container of the pod has a port of that name", port.Port, quote(name))}
+}
+
+func restartable(init []corev1.Container) []corev1.Container {
+	return slices.DeleteFunc(slices.Clone(init), func(c corev1.Container) bool {
+		return c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways
+	})
+}
+
+func wrong(annotation, value, allowed string) *Problem {
+	return &Problem{ReasonInvalidAnnotation, fmt.Sprintf("annotation %s has the value %s; allowed: %s", annotation, quote(value), allowed)}
+}
+
+// quote quotes what a stranger wrote, at a length that fits a condition.
+func quote(s string) string {
+	const most = 64
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return strconv.Quote(s)
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
