@@ -1,0 +1,207 @@
+// Package gateway is the HTTPS API that sidecars call: what do I serve, register me, renew my certificate, withdraw me.
+// It runs on every replica of the control plane. It decides who may do what; the account's credentials stay behind it.
+// It must not change Services or pods, and it knows nothing of SSH beyond the form of a public key.
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
+	"github.com/mysocketio/mysocket-injector/internal/mysocket"
+)
+
+const (
+	// requestTimeout bounds everything but the assignment stream. A registration makes up to four calls to the Mysocket API.
+	requestTimeout = 30 * time.Second
+	// writeTimeout bounds one write on an assignment stream, so that a peer that reads nothing is let go.
+	writeTimeout = 10 * time.Second
+	// maxStreamAge ends a stream so that its token is reviewed again; the projected token lives an hour.
+	maxStreamAge = 30 * time.Minute
+)
+
+// MysocketAPI is what the gateway needs of the Mysocket API; *mysocket.Client has it.
+type MysocketAPI interface {
+	Login(ctx context.Context) (user string, err error)
+	Sockets(ctx context.Context, maxAge time.Duration) ([]mysocket.Socket, error)
+	CreateTunnel(ctx context.Context, socketID string) (mysocket.Tunnel, error)
+	DeleteTunnel(ctx context.Context, socketID, tunnelID string) error
+	SignKey(ctx context.Context, socketID, tunnelID, publicKey string) (mysocket.SignedKey, error)
+}
+
+// Config is what a Server needs.
+type Config struct {
+	// Cache reads Services and pods from the informers. Live reads and writes the API server directly.
+	Cache client.Reader
+	Live  client.Client
+	API   MysocketAPI
+	// Changes tells which namespaces' assignments may have changed.
+	Changes *Changes
+	// Cluster is the cluster's name in socket names; may be empty.
+	Cluster string
+	// EdgeAddress is the edge's SSH server, host:port.
+	EdgeAddress string
+	// EdgeHostKeys are the edge's pinned host keys in authorized_keys form. When there are none, the host key of the
+	// signing answer is used, which came over the API's TLS.
+	EdgeHostKeys []string
+	Log          *slog.Logger
+}
+
+// Server answers sidecars. It is an http.Handler; Serve runs it with the time limits it needs.
+type Server struct {
+	Config
+	mux http.Handler
+}
+
+// New returns a server.
+func New(cfg Config) *Server {
+	s := &Server{Config: cfg}
+	mux := http.NewServeMux()
+	mux.Handle("GET "+gatewayapi.AssignmentsPath, s.authenticated(s.assignments))
+	for pattern, h := range map[string]handler{
+		"POST " + gatewayapi.SocketsPath + "{socket}/tunnels":                      s.register,
+		"POST " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}/certificate": s.renew,
+		"PUT " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}/status":       s.report,
+		"DELETE " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}":           s.withdraw,
+	} {
+		mux.Handle(pattern, s.authenticated(s.limited(h)))
+	}
+	s.mux = mux
+	return s
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+// Serve answers on l until ctx ends, then closes every stream and waits up to five seconds for the other requests.
+func (s *Server) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config) error {
+	srv := &http.Server{
+		Handler:           s,
+		TLSConfig:         tlsConfig,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx }, // streams end with ctx
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.ServeTLS(l, "", "") }()
+	select {
+	case err := <-done:
+		return fmt.Errorf("gateway: %w", err)
+	case <-ctx.Done():
+	}
+	shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if srv.Shutdown(shutdown) != nil {
+		_ = srv.Close()
+	}
+	<-done
+	return nil
+}
+
+// handler answers a request of a known pod: with a value (200), nil (204) or an error. A *refusal says its own status.
+type handler func(r *http.Request, caller identity) (any, error)
+
+// refusal is an error that the sidecar is told.
+type refusal struct {
+	status     int
+	reason     gatewayapi.Reason
+	message    string
+	retryAfter time.Duration
+}
+
+func (e *refusal) Error() string { return e.message }
+
+func refuse(status int, reason gatewayapi.Reason, format string, args ...any) error {
+	return &refusal{status: status, reason: reason, message: fmt.Sprintf(format, args...)}
+}
+
+func forbidden(format string, args ...any) error {
+	return refuse(http.StatusForbidden, gatewayapi.ReasonForbidden, format, args...)
+}
+
+func unavailable(format string, args ...any) error {
+	return &refusal{http.StatusServiceUnavailable, gatewayapi.ReasonUnavailable, fmt.Sprintf(format, args...), 2 * time.Second}
+}
+
+// limited wraps a handler with time and size limits and writes its answer.
+func (s *Server) limited(h handler) func(http.ResponseWriter, *http.Request, identity) {
+	return func(w http.ResponseWriter, r *http.Request, caller identity) {
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		rc := http.NewResponseController(w)
+		_ = rc.SetReadDeadline(time.Now().Add(requestTimeout))
+		r.Body = http.MaxBytesReader(w, r.Body, gatewayapi.MaxBodyBytes)
+		for _, id := range []string{"socket", "tunnel"} {
+			if v := r.PathValue(id); v != "" && uuid.Validate(v) != nil {
+				s.fail(w, r, caller, refuse(http.StatusBadRequest, gatewayapi.ReasonInvalid, "the %s id in the path is not a UUID", id))
+				return
+			}
+		}
+		answer, err := h(r.WithContext(ctx), caller)
+		switch {
+		case err != nil:
+			s.fail(w, r, caller, err)
+		case answer == nil:
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(answer)
+		}
+	}
+}
+
+// fail writes an error answer. What is not a refusal is our own trouble: logged whole, told in general.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, caller identity, err error) {
+	var e *refusal
+	if !errors.As(err, &e) {
+		s.Log.Error("gateway request failed", "pod", caller.String(), "method", r.Method, "err", err)
+		e = &refusal{http.StatusServiceUnavailable, gatewayapi.ReasonUnavailable, "the gateway could not read or write the cluster's state; see its log", 2 * time.Second}
+	} else {
+		s.Log.Debug("gateway request refused", "pod", caller.String(), "method", r.Method, "reason", e.reason, "err", e.message)
+	}
+	if e.retryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int((e.retryAfter+time.Second-1)/time.Second)))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(e.status)
+	_ = json.NewEncoder(w).Encode(gatewayapi.Error{Reason: e.reason, Message: e.message})
+}
+
+// upstream turns an error of the Mysocket client into a refusal that the sidecar can act on and log.
+func upstream(err error) error {
+	e := &refusal{status: http.StatusBadGateway, reason: gatewayapi.ReasonUpstream, message: err.Error(), retryAfter: mysocket.RetryAfter(err)}
+	var api *mysocket.APIError
+	if errors.As(err, &api) && api.Status == http.StatusTooManyRequests {
+		e.status, e.reason = http.StatusTooManyRequests, gatewayapi.ReasonTooMany
+	}
+	return e
+}
+
+func decode(r *http.Request, into any) error {
+	body, err := io.ReadAll(r.Body)
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		return refuse(http.StatusRequestEntityTooLarge, gatewayapi.ReasonInvalid, "the request body is larger than %d bytes", tooLarge.Limit)
+	}
+	if err == nil {
+		err = json.Unmarshal(body, into)
+	}
+	if err != nil {
+		return refuse(http.StatusBadRequest, gatewayapi.ReasonInvalid, "the request body is not the expected JSON")
+	}
+	return nil
+}
