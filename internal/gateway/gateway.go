@@ -73,7 +73,7 @@ func New(cfg Config) *Server {
 	for pattern, h := range map[string]handler{
 		"POST " + gatewayapi.SocketsPath + "{socket}/tunnels":                      s.register,
 		"POST " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}/certificate": s.renew,
-		"PUT " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}/status":       s.report,
+		"PUT " + gatewayapi.SocketsPath + "{socket}/status":                        s.report,
 		"DELETE " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}":           s.withdraw,
 	} {
 		mux.Handle(pattern, s.authenticated(s.limited(h)))

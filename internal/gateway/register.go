@@ -89,7 +89,8 @@ func (s *Server) renew(r *http.Request, caller identity) (any, error) {
 	return registration, nil
 }
 
-// report writes the state of the caller's tunnel into its status.
+// report writes the state of the caller's tunnel into its status. A pod that has not registered yet (its app does not
+// answer, say) is reported too: its Tunnel object is made here, still without a tunnel at Mysocket.
 func (s *Server) report(r *http.Request, caller identity) (any, error) {
 	var req gatewayapi.StatusReport
 	if err := decode(r, &req); err != nil {
@@ -98,9 +99,19 @@ func (s *Server) report(r *http.Request, caller identity) (any, error) {
 	if !req.State.Valid() || len(req.Message) > gatewayapi.MaxMessageBytes {
 		return nil, refuse(http.StatusBadRequest, gatewayapi.ReasonInvalid, "the state is not one of ours, or the message is longer than %d bytes", gatewayapi.MaxMessageBytes)
 	}
-	t, err := s.tunnelOf(r, caller)
+	socketID := r.PathValue("socket")
+	t := &v1alpha1.Tunnel{}
+	key := client.ObjectKey{Namespace: caller.namespace, Name: tunnelName(caller.pod, string(caller.uid), socketID)}
+	err := s.Live.Get(r.Context(), key, t)
+	if apierrors.IsNotFound(err) {
+		pod, a, claimErr := s.claim(r.Context(), caller, socketID)
+		if claimErr != nil {
+			return nil, claimErr
+		}
+		t, err = s.ensureObject(r.Context(), pod, a)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read or create Tunnel %s: %w", key, err)
 	}
 	before := t.DeepCopy()
 	if t.Status.State != string(req.State) {
@@ -129,10 +140,8 @@ func (s *Server) withdraw(r *http.Request, caller identity) (any, error) {
 	return nil, nil
 }
 
-// authorize decides whether the caller may act for a socket now: an enabled Service of its namespace selects it, and
-// that Service's socket is this one. The id on the Service is only a claim (its owner can edit it), so the socket's name is
-// checked at Mysocket: an id stolen from another namespace has another name.
-func (s *Server) authorize(ctx context.Context, caller identity, socketID string) (*corev1.Pod, gatewayapi.Assignment, error) {
+// claim checks that an enabled Service of the caller's namespace selects it now and is annotated with this socket.
+func (s *Server) claim(ctx context.Context, caller identity, socketID string) (*corev1.Pod, gatewayapi.Assignment, error) {
 	pod, err := s.podOf(ctx, caller)
 	if err != nil {
 		return nil, gatewayapi.Assignment{}, err
@@ -148,7 +157,16 @@ func (s *Server) authorize(ctx context.Context, caller identity, socketID string
 	if i < 0 {
 		return nil, gatewayapi.Assignment{}, forbidden("no enabled Service of namespace %s that selects pod %s has the socket %s", caller.namespace, caller.pod, socketID)
 	}
-	a := list[i].Assignment
+	return pod, list[i].Assignment, nil
+}
+
+// authorize decides whether the caller may act for a socket now. What the Service is annotated with is only a claim (its
+// owner can edit it), so the socket's name is checked at Mysocket: an id stolen from another namespace has another name.
+func (s *Server) authorize(ctx context.Context, caller identity, socketID string) (*corev1.Pod, gatewayapi.Assignment, error) {
+	pod, a, err := s.claim(ctx, caller, socketID)
+	if err != nil {
+		return nil, a, err
+	}
 	for _, age := range []time.Duration{socketListAge, time.Second} {
 		sockets, err := s.API.Sockets(ctx, age)
 		if err != nil {
@@ -187,9 +205,8 @@ func (s *Server) tunnelOf(r *http.Request, caller identity) (*v1alpha1.Tunnel, e
 	return t, nil
 }
 
-// ensureTunnel returns the Tunnel object of a pod and socket with a tunnel at Mysocket behind it. The object, with its
-// finalizer, exists before the tunnel does, so that a tunnel always has someone to delete it.
-func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi.Assignment) (*v1alpha1.Tunnel, error) {
+// ensureObject returns the Tunnel object of a pod and socket.
+func (s *Server) ensureObject(ctx context.Context, pod *corev1.Pod, a gatewayapi.Assignment) (*v1alpha1.Tunnel, error) {
 	t := &v1alpha1.Tunnel{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:  pod.Namespace,
@@ -210,6 +227,16 @@ func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi
 	}
 	if t.DeletionTimestamp != nil {
 		return nil, unavailable("the pod's former tunnel of this socket is still being deleted; try again")
+	}
+	return t, nil
+}
+
+// ensureTunnel returns the Tunnel object of a pod and socket with a tunnel at Mysocket behind it. The object, with its
+// finalizer, exists before the tunnel does, so that a tunnel always has someone to delete it.
+func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi.Assignment) (*v1alpha1.Tunnel, error) {
+	t, err := s.ensureObject(ctx, pod, a)
+	if err != nil {
+		return nil, err
 	}
 	if t.Status.TunnelID != "" {
 		return t, nil

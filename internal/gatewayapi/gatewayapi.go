@@ -5,9 +5,9 @@
 // pod is the caller. All bodies are JSON. A refusal is an [Error] with the matching status code.
 //
 //	GET    /v1/assignments                             a stream of [Snapshot], one JSON object a line
+//	PUT    /v1/sockets/{socket}/status                 [StatusReport] -> 204, before registering too
 //	POST   /v1/sockets/{socket}/tunnels                [RegisterRequest] -> [Registration]
 //	POST   /v1/sockets/{socket}/tunnels/{tunnel}/certificate  [RegisterRequest] -> [Registration]
-//	PUT    /v1/sockets/{socket}/tunnels/{tunnel}/status       [StatusReport] -> 204
 //	DELETE /v1/sockets/{socket}/tunnels/{tunnel}       -> 204; deleting what is gone is no error
 package gatewayapi
 

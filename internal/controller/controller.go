@@ -1,0 +1,90 @@
+// Package controller holds the reconcilers that the leader runs:
+//
+//   - service: the life of a Service's socket, and what we write back on the Service
+//   - tunnel: deletes the tunnel at Mysocket when a Tunnel object goes
+//   - rollout: restarts workloads whose pods were there before their Service was annotated
+//   - gatewayca: publishes the gateway's CA in every namespace that is labelled for injection
+//
+// They talk to Kubernetes and to the Mysocket API. They never talk to sidecars; the gateway does.
+package controller
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/mysocket"
+)
+
+// MysocketAPI is what the controllers need of the Mysocket API; *mysocket.Client has it.
+type MysocketAPI interface {
+	Sockets(ctx context.Context, maxAge time.Duration) ([]mysocket.Socket, error)
+	CreateSocket(ctx context.Context, s mysocket.Socket) (mysocket.Socket, error)
+	UpdateSocket(ctx context.Context, s mysocket.Socket) (mysocket.Socket, error)
+	DeleteSocket(ctx context.Context, id string) error
+	DeleteTunnel(ctx context.Context, socketID, tunnelID string) error
+}
+
+const (
+	// Failures are retried after 1 s, then twice as late each time, up to this.
+	firstRetry = time.Second
+	lastRetry  = 2 * time.Minute
+	// What only a person can mend (a wrong password, a refused socket) is tried again this often.
+	slowRetry = time.Minute
+)
+
+func rateLimiter() workqueue.TypedRateLimiter[reconcile.Request] {
+	return workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](firstRetry, lastRetry)
+}
+
+// jitter spreads d over its second half, so that many Services don't come back at the same moment.
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d/2+1) //nolint:gosec // no secret
+}
+
+// running tells whether a pod counts as a replica: not ended and not on its way out.
+func running(pod *corev1.Pod) bool {
+	return pod.DeletionTimestamp == nil && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
+}
+
+// injectionEnabled tells whether a namespace is labelled for injection.
+func injectionEnabled(ns *corev1.Namespace) bool {
+	return ns.Labels[annotations.NamespaceInjection] == annotations.NamespaceInjectionEnabled
+}
+
+// servicesOfPod maps a pod to the Services of ours that select it.
+func servicesOfPod(reader client.Reader) func(context.Context, client.Object) []reconcile.Request {
+	return func(ctx context.Context, pod client.Object) []reconcile.Request {
+		return enabledServices(ctx, reader, pod.GetNamespace(), func(svc *corev1.Service) bool {
+			return annotations.Selects(svc, pod.GetLabels())
+		})
+	}
+}
+
+// servicesOfNamespace maps a namespace to the Services of ours in it.
+func servicesOfNamespace(reader client.Reader) func(context.Context, client.Object) []reconcile.Request {
+	return func(ctx context.Context, ns client.Object) []reconcile.Request {
+		return enabledServices(ctx, reader, ns.GetName(), func(*corev1.Service) bool { return true })
+	}
+}
+
+func enabledServices(ctx context.Context, reader client.Reader, namespace string, want func(*corev1.Service) bool) []reconcile.Request {
+	var services corev1.ServiceList
+	if reader.List(ctx, &services, client.InNamespace(namespace), client.UnsafeDisableDeepCopy) != nil {
+		return nil // the informers are not running, so this can't be an event of theirs
+	}
+	var out []reconcile.Request
+	for i := range services.Items {
+		if svc := &services.Items[i]; annotations.IsEnabled(svc) && want(svc) {
+			out = append(out, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name}})
+		}
+	}
+	return out
+}

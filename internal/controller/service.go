@@ -1,0 +1,263 @@
+package controller
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/events"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/mysocketio/mysocket-injector/api/v1alpha1"
+	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/mysocket"
+)
+
+// Reasons of the SocketReady condition, beside those of annotations.Problem.
+const (
+	reasonReady         = "Ready"
+	reasonAccount       = "AccountRefused"
+	reasonSocketRefused = "SocketRefused"
+	reasonAPIFailed     = "APIUnavailable"
+	reasonDeleteFailed  = "SocketNotDeleted"
+)
+
+// ServiceReconciler gives an enabled Service its socket, and takes it away again:
+//
+//	Service                                   what is done
+//	enabled, invalid                          SocketReady=False with the reason; an existing socket is left as it is
+//	enabled, valid, no socket of its name     finalizer first, then the socket is created
+//	enabled, valid, socket of its name        adopted; its type is brought in line
+//	not enabled (or deleted), with finalizer  Tunnels deleted, socket deleted or retained, our annotations, conditions, finalizer removed
+//
+// A socket is found by its name, never by the annotation alone: names are made from namespace and Service, and the
+// annotation can be edited by whoever may edit the Service.
+type ServiceReconciler struct {
+	Client  client.Client
+	API     MysocketAPI
+	Events  events.EventRecorder
+	Cluster string
+}
+
+// SetupWithManager registers the reconciler.
+func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	return ctrl.NewControllerManagedBy(mgr).
+		Named("service").
+		For(&corev1.Service{}).
+		Watches(&v1alpha1.Tunnel{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+			t, ok := o.(*v1alpha1.Tunnel)
+			if !ok {
+				return nil
+			}
+			return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: t.Namespace, Name: t.Spec.ServiceName}}}
+		})).
+		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(servicesOfPod(mgr.GetClient()))).
+		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(servicesOfNamespace(mgr.GetClient()))).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 4, RateLimiter: rateLimiter()}).
+		Complete(r)
+}
+
+// Reconcile implements reconcile.Reconciler.
+func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	svc := &corev1.Service{}
+	if err := r.Client.Get(ctx, req.NamespacedName, svc); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if svc.DeletionTimestamp != nil || !annotations.IsOurs(svc) || svc.Annotations[annotations.Enabled] == "false" {
+		return r.release(ctx, svc)
+	}
+	spec, err := annotations.Parse(svc, r.Cluster)
+	if err != nil {
+		return r.invalid(ctx, svc, err)
+	}
+	if controllerutil.AddFinalizer(svc, annotations.Finalizer) {
+		// Before there is a socket, so that one is never left behind.
+		before := svc.DeepCopy()
+		controllerutil.RemoveFinalizer(before, annotations.Finalizer)
+		if err := r.Client.Patch(ctx, svc, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
+			return reconcile.Result{}, fmt.Errorf("put a finalizer on Service %s: %w", req, err)
+		}
+	}
+	socket, err := r.ensureSocket(ctx, svc, spec)
+	if err != nil {
+		return r.failed(ctx, svc, reasonAPIFailed, err)
+	}
+	if err := r.annotate(ctx, svc, map[string]string{
+		annotations.SocketID: socket.ID,
+		annotations.DNSName:  socket.DNSName,
+		annotations.URL:      socket.URL(),
+	}); err != nil {
+		return reconcile.Result{}, err
+	}
+	tunnels, err := r.tunnelsReady(ctx, svc)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{}, r.setConditions(ctx, svc,
+		condition{annotations.SocketReady, true, reasonReady, "the public name is " + socket.URL(), false}, tunnels)
+}
+
+// ensureSocket finds the socket of the Service's name, or creates it.
+func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, spec annotations.Spec) (mysocket.Socket, error) {
+	socket, found, err := r.find(ctx, svc, spec.SocketName, 10*time.Second)
+	if err == nil && !found {
+		// Names are not unique at Mysocket: before one is made, the list must be of now.
+		socket, found, err = r.find(ctx, svc, spec.SocketName, 0)
+	}
+	if err != nil {
+		return mysocket.Socket{}, err
+	}
+	if !found {
+		made, err := r.API.CreateSocket(ctx, mysocket.Socket{Name: spec.SocketName, Type: spec.SocketType, Description: "made by mysocket-injector"})
+		if err != nil {
+			return mysocket.Socket{}, err
+		}
+		ctrl.LoggerFrom(ctx).Info("socket created", "service", svc.Namespace+"/"+svc.Name, "socket", made.Name, "id", made.ID, "url", made.URL())
+		return made, nil
+	}
+	if socket.Type == spec.SocketType {
+		return socket, nil
+	}
+	socket.Type = spec.SocketType
+	updated, err := r.API.UpdateSocket(ctx, socket)
+	if err != nil {
+		return mysocket.Socket{}, err
+	}
+	return updated, nil
+}
+
+// find looks for the socket of this name. Of several, the one that the Service is annotated with is taken, else the
+// one with the smallest id, so that every replica takes the same.
+func (r *ServiceReconciler) find(ctx context.Context, svc *corev1.Service, name string, maxAge time.Duration) (mysocket.Socket, bool, error) {
+	all, err := r.API.Sockets(ctx, maxAge)
+	if err != nil {
+		return mysocket.Socket{}, false, err
+	}
+	var best *mysocket.Socket
+	for i := range all {
+		s := &all[i]
+		if s.Name != name {
+			continue
+		}
+		if s.ID == svc.Annotations[annotations.SocketID] {
+			return *s, true, nil
+		}
+		if best == nil || cmp.Less(s.ID, best.ID) {
+			best = s
+		}
+	}
+	if best == nil {
+		return mysocket.Socket{}, false, nil
+	}
+	return *best, true, nil
+}
+
+// invalid says what is wrong with the Service. Its socket, if it has one, stays: a typing error must not cost a name.
+func (r *ServiceReconciler) invalid(ctx context.Context, svc *corev1.Service, err error) (reconcile.Result, error) {
+	var p *annotations.Problem
+	if !errors.As(err, &p) {
+		return reconcile.Result{}, err
+	}
+	// No retry: only an edit can mend it, and an edit is an event.
+	return reconcile.Result{}, r.setConditions(ctx, svc, condition{annotations.SocketReady, false, p.Reason, p.Message, true})
+}
+
+// failed says what Mysocket answered and decides when to try again. reason is for what has none of its own.
+func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, reason string, err error) (reconcile.Result, error) {
+	retry := time.Duration(0)
+	switch {
+	case errors.Is(err, mysocket.ErrCredentials):
+		reason, retry = reasonAccount, jitter(slowRetry)
+	case mysocket.IsRefused(err):
+		reason, retry = reasonSocketRefused, jitter(slowRetry)
+	case mysocket.RetryAfter(err) > 0:
+		retry = mysocket.RetryAfter(err) + jitter(firstRetry)
+	}
+	if ctx.Err() != nil {
+		return reconcile.Result{}, ctx.Err() // we are shutting down; the API is not to blame
+	}
+	if condErr := r.setConditions(ctx, svc, condition{annotations.SocketReady, false, reason, err.Error(), true}); condErr != nil {
+		return reconcile.Result{}, condErr
+	}
+	if retry > 0 {
+		return reconcile.Result{RequeueAfter: retry}, nil
+	}
+	return reconcile.Result{}, err
+}
+
+// release ends what a Service had: its Tunnels, its socket, and what we wrote on it.
+func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (reconcile.Result, error) {
+	if !controllerutil.ContainsFinalizer(svc, annotations.Finalizer) {
+		if !annotations.IsOurs(svc) && !hasConditions(svc) {
+			return reconcile.Result{}, nil
+		}
+		return reconcile.Result{}, r.clearConditions(ctx, svc)
+	}
+	var tunnels v1alpha1.TunnelList
+	if err := r.Client.List(ctx, &tunnels, client.InNamespace(svc.Namespace)); err != nil {
+		return reconcile.Result{}, fmt.Errorf("list the Tunnels of %s: %w", svc.Namespace, err)
+	}
+	for i := range tunnels.Items {
+		if t := &tunnels.Items[i]; t.Spec.ServiceName == svc.Name && t.DeletionTimestamp == nil {
+			if err := r.Client.Delete(ctx, t); client.IgnoreNotFound(err) != nil {
+				return reconcile.Result{}, fmt.Errorf("delete Tunnel %s/%s: %w", t.Namespace, t.Name, err)
+			}
+		}
+	}
+	// A policy that can't be read keeps the socket: a name that was kept can be deleted later, not the reverse.
+	policy, set := svc.Annotations[annotations.DeletionPolicy]
+	if !set || policy == annotations.PolicyDelete {
+		name := annotations.SocketName(r.Cluster, svc.Namespace, svc.Name)
+		socket, found, err := r.find(ctx, svc, name, 0)
+		if err == nil && found {
+			err = r.API.DeleteSocket(ctx, socket.ID)
+		}
+		if err != nil {
+			return r.failed(ctx, svc, reasonDeleteFailed, fmt.Errorf("the socket could not be deleted yet: %w", err))
+		}
+		if found {
+			ctrl.LoggerFrom(ctx).Info("socket deleted", "service", svc.Namespace+"/"+svc.Name, "socket", name, "id", socket.ID)
+			r.Events.Eventf(svc, nil, corev1.EventTypeNormal, "SocketDeleted", "Release", "the public name %s was deleted", socket.DNSName)
+		}
+	} else {
+		r.Events.Eventf(svc, nil, corev1.EventTypeNormal, "SocketRetained", "Release", "the public name %s was kept, as %s asks", svc.Annotations[annotations.DNSName], annotations.DeletionPolicy)
+	}
+	if err := r.clearConditions(ctx, svc); err != nil {
+		return reconcile.Result{}, err
+	}
+	before := svc.DeepCopy()
+	controllerutil.RemoveFinalizer(svc, annotations.Finalizer)
+	for _, a := range []string{annotations.SocketID, annotations.DNSName, annotations.URL} {
+		delete(svc.Annotations, a)
+	}
+	if err := r.Client.Patch(ctx, svc, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
+		return reconcile.Result{}, fmt.Errorf("release Service %s/%s: %w", svc.Namespace, svc.Name, err)
+	}
+	return reconcile.Result{}, nil
+}
+
+// annotate sets our annotations where they differ, and touches nothing else.
+func (r *ServiceReconciler) annotate(ctx context.Context, svc *corev1.Service, want map[string]string) error {
+	before := svc.DeepCopy()
+	for k, v := range want {
+		svc.Annotations[k] = v // an enabled Service has annotations
+	}
+	if !slices.ContainsFunc([]string{annotations.SocketID, annotations.DNSName, annotations.URL}, func(k string) bool {
+		return before.Annotations[k] != svc.Annotations[k]
+	}) {
+		return nil
+	}
+	if err := r.Client.Patch(ctx, svc, client.MergeFrom(before)); err != nil {
+		return fmt.Errorf("annotate Service %s/%s: %w", svc.Namespace, svc.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,195 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/mysocketio/mysocket-injector/api/v1alpha1"
+	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
+	"github.com/mysocketio/mysocket-injector/internal/inject"
+)
+
+// Reasons of the TunnelsReady condition.
+const (
+	reasonAllConnected   = "AllConnected"
+	reasonNoPods         = "NoPods"
+	reasonConnecting     = "Connecting"
+	reasonTunnelFailing  = "TunnelFailing"
+	reasonWaitingRestart = "WaitingForRestart"
+	reasonNotLabelled    = "NamespaceNotLabelled"
+	reasonRestartOff     = "RestartIsOff"
+)
+
+// maxMessage keeps a condition readable; the API server's own limit is 32 KiB.
+const maxMessage = 1024
+
+// condition is one condition to be set on a Service.
+type condition struct {
+	kind    string
+	ok      bool
+	reason  string
+	message string
+	// trouble makes the Event that tells of the change a warning.
+	trouble bool
+}
+
+// setConditions writes conditions that changed, in one patch that leaves those of others alone, and records an Event for
+// each whose status or reason is new. A changed message alone is no Event, so that counters don't fill the list.
+func (r *ServiceReconciler) setConditions(ctx context.Context, svc *corev1.Service, want ...condition) error {
+	before := svc.DeepCopy()
+	var news []condition
+	changed := false
+	for _, c := range want {
+		status := metav1.ConditionFalse
+		if c.ok {
+			status = metav1.ConditionTrue
+		}
+		if len(c.message) > maxMessage {
+			c.message = strings.ToValidUTF8(c.message[:maxMessage], "") + "..."
+		}
+		old := apimeta.FindStatusCondition(svc.Status.Conditions, c.kind)
+		if old == nil || old.Status != status || old.Reason != c.reason {
+			news = append(news, c)
+		}
+		changed = apimeta.SetStatusCondition(&svc.Status.Conditions, metav1.Condition{
+			Type: c.kind, Status: status, Reason: c.reason, Message: c.message, ObservedGeneration: svc.Generation,
+		}) || changed
+	}
+	if !changed {
+		return nil
+	}
+	if err := r.Client.Status().Patch(ctx, svc, client.StrategicMergeFrom(before)); err != nil {
+		return fmt.Errorf("write the conditions of Service %s/%s: %w", svc.Namespace, svc.Name, err)
+	}
+	for _, c := range news {
+		kind := corev1.EventTypeNormal
+		if c.trouble {
+			kind = corev1.EventTypeWarning
+		}
+		r.Events.Eventf(svc, nil, kind, c.reason, "Reconcile", "%s", c.message)
+	}
+	return nil
+}
+
+func hasConditions(svc *corev1.Service) bool {
+	return slices.ContainsFunc(svc.Status.Conditions, isOwnCondition)
+}
+
+func isOwnCondition(c metav1.Condition) bool {
+	return c.Type == annotations.SocketReady || c.Type == annotations.TunnelsReady
+}
+
+func (r *ServiceReconciler) clearConditions(ctx context.Context, svc *corev1.Service) error {
+	if !hasConditions(svc) {
+		return nil
+	}
+	before := svc.DeepCopy()
+	svc.Status.Conditions = slices.DeleteFunc(svc.Status.Conditions, isOwnCondition)
+	if err := r.Client.Status().Patch(ctx, svc, client.StrategicMergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("clear the conditions of Service %s/%s: %w", svc.Namespace, svc.Name, err)
+	}
+	return nil
+}
+
+// tunnelsReady reads pods, Tunnels and the namespace and sums them up.
+func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Service) (condition, error) {
+	var pods corev1.PodList
+	if err := r.Client.List(ctx, &pods, client.InNamespace(svc.Namespace), client.MatchingLabels(svc.Spec.Selector)); err != nil {
+		return condition{}, fmt.Errorf("list the pods of Service %s/%s: %w", svc.Namespace, svc.Name, err)
+	}
+	var tunnels v1alpha1.TunnelList
+	if err := r.Client.List(ctx, &tunnels, client.InNamespace(svc.Namespace)); err != nil {
+		return condition{}, fmt.Errorf("list the Tunnels of %s: %w", svc.Namespace, err)
+	}
+	var ns corev1.Namespace
+	if err := r.Client.Get(ctx, client.ObjectKey{Name: svc.Namespace}, &ns); err != nil {
+		return condition{}, fmt.Errorf("read namespace %s: %w", svc.Namespace, err)
+	}
+	spec, err := annotations.Parse(svc, r.Cluster)
+	if err != nil {
+		return condition{}, err
+	}
+	return summarize(svc.Name, spec, pods.Items, tunnels.Items, &ns), nil
+}
+
+// summarize makes the TunnelsReady condition of a Service out of what there is. It does no I/O.
+func summarize(service string, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace) condition {
+	byPod := map[string]v1alpha1.TunnelStatus{}
+	for _, t := range tunnels {
+		if t.Spec.ServiceName == service && t.DeletionTimestamp == nil {
+			byPod[t.Spec.PodName] = t.Status
+		}
+	}
+	var total, connected, bare, skipped int
+	var why *inject.Skip
+	var failing []string
+	var badPort error
+	for i := range pods {
+		pod := &pods[i]
+		if !running(pod) {
+			continue
+		}
+		if skip := inject.Check(pod); skip != nil && !inject.HasSidecar(pod) {
+			skipped, why = skipped+1, skip
+			continue
+		}
+		total++
+		switch st, ok := byPod[pod.Name]; {
+		case ok && st.State == string(gatewayapi.StateConnected):
+			connected++
+		case !inject.HasSidecar(pod):
+			bare++
+		case st.Message != "":
+			failing = append(failing, fmt.Sprintf("pod %s: %s", pod.Name, st.Message))
+		}
+		if _, err := annotations.TargetPort(spec.ServicePort, &pod.Spec); err != nil {
+			badPort = err
+		}
+	}
+	c := condition{kind: annotations.TunnelsReady, message: fmt.Sprintf("%d of %d pods connected", connected, total)}
+	if bare > 0 {
+		c.message += fmt.Sprintf(", %d waiting for a restart", bare)
+	}
+	if skipped > 0 {
+		c.message += fmt.Sprintf(", %d can have no tunnel (%s)", skipped, why)
+	}
+	say := func(reason, more string, trouble bool) condition {
+		c.reason, c.trouble = reason, trouble
+		if more != "" {
+			c.message += ": " + more
+		}
+		return c
+	}
+	slices.Sort(failing)
+	switch {
+	case total == 0 && skipped > 0:
+		return say(string(why.Reason), "", true)
+	case total == 0:
+		c.message = "the Service selects no running pod"
+		return say(reasonNoPods, "", false)
+	case connected == total:
+		c.ok = true
+		return say(reasonAllConnected, "", false)
+	case badPort != nil:
+		return say(annotations.ReasonPortNotFound, badPort.Error(), true)
+	case len(failing) > 0:
+		return say(reasonTunnelFailing, failing[0], true)
+	case bare > 0 && !injectionEnabled(ns):
+		return say(reasonNotLabelled, fmt.Sprintf("namespace %s is not labelled for injection; run: kubectl label namespace %s %s=%s",
+			ns.Name, ns.Name, annotations.NamespaceInjection, annotations.NamespaceInjectionEnabled), true)
+	case bare > 0 && spec.Rollout == annotations.RolloutNever:
+		return say(reasonRestartOff, fmt.Sprintf("%s is %q, so restart their workloads yourself (kubectl rollout restart)", annotations.RolloutMode, annotations.RolloutNever), false)
+	case bare > 0:
+		return say(reasonWaitingRestart, "", false)
+	default:
+		return say(reasonConnecting, "", false)
+	}
+}
