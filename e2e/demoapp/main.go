@@ -1,0 +1,164 @@
+// Command demoapp is the application of the demo and of the end-to-end tests: a small HTTP
+// server whose answers show which replica gave them and what reached it.
+//
+//	/            Server: HOSTNAME
+//	/healthz     ok
+//	/slow?ms=N   answers as / does, after N milliseconds
+//	/stream?n=N&ms=M  N lines, one every M milliseconds, each sent at once
+//	/echo        what was asked (method, headers, body ...), as JSON
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+const (
+	// shutdownLimit is how long open requests may take after SIGTERM.
+	shutdownLimit = 20 * time.Second
+	maxEcho       = 1 << 20
+	maxWait       = 10 * time.Minute
+	maxLines      = 100_000
+)
+
+func main() {
+	addr := flag.String("addr", ":8000", "address to listen on")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := serve(ctx, *addr); err != nil {
+		slog.Error("serve", "err", err)
+		os.Exit(1)
+	}
+}
+
+// serve answers until ctx ends, then finishes the requests that are open.
+func serve(ctx context.Context, addr string) error {
+	hostname, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", addr) //nolint:noctx // the server ends with ctx
+	if err != nil {
+		return err
+	}
+	slog.Info("listening", "addr", l.Addr().String())
+	srv := &http.Server{Handler: handler(hostname), ReadHeaderTimeout: 10 * time.Second}
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	slog.Info("told to end: finishing open requests", "limit", shutdownLimit)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
+	defer cancel()
+	if err := srv.Shutdown(limit); err != nil {
+		return fmt.Errorf("open requests did not finish: %w", errors.Join(err, srv.Close()))
+	}
+	slog.Info("ended")
+	return nil
+}
+
+func handler(hostname string) http.Handler {
+	mux := http.NewServeMux()
+	hello := func(w http.ResponseWriter) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = fmt.Fprintf(w, "Server: %s\n", hostname)
+	}
+	mux.HandleFunc("/{$}", func(w http.ResponseWriter, _ *http.Request) { hello(w) })
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
+		ms, err := number(r, "ms", 1000, int(maxWait.Milliseconds()))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if wait(r.Context(), ms) {
+			hello(w)
+		}
+	})
+	mux.HandleFunc("/stream", func(w http.ResponseWriter, r *http.Request) {
+		n, err := number(r, "n", 10, maxLines)
+		ms, err2 := number(r, "ms", 100, int(maxWait.Milliseconds()))
+		if err := errors.Join(err, err2); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		out := http.NewResponseController(w)
+		for i := range n {
+			if i > 0 && !wait(r.Context(), ms) {
+				return
+			}
+			if _, err := fmt.Fprintf(w, "%d %s\n", i, hostname); err != nil || out.Flush() != nil {
+				return
+			}
+		}
+	})
+	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) { echo(w, r, hostname) })
+	return mux
+}
+
+// echoed is the answer of /echo.
+type echoed struct {
+	Server     string      `json:"server"`
+	Method     string      `json:"method"`
+	URL        string      `json:"url"`
+	Proto      string      `json:"proto"`
+	Host       string      `json:"host"`
+	RemoteAddr string      `json:"remoteAddr"`
+	Headers    http.Header `json:"headers"`
+	Body       string      `json:"body"`
+}
+
+func echo(w http.ResponseWriter, r *http.Request, hostname string) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEcho))
+	if err != nil {
+		http.Error(w, fmt.Sprintf("body: %v (at most %d bytes are echoed)", err, maxEcho), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(echoed{
+		Server: hostname, Method: r.Method, URL: r.URL.String(), Proto: r.Proto, Host: r.Host,
+		RemoteAddr: r.RemoteAddr, Headers: r.Header, Body: string(body),
+	})
+}
+
+// number reads a query parameter that is a whole number from 0 to most.
+func number(r *http.Request, name string, def, most int) (int, error) {
+	s := r.URL.Query().Get(name)
+	if s == "" {
+		return def, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > most {
+		return 0, fmt.Errorf("%s=%q: want a whole number from 0 to %d", name, s, most)
+	}
+	return n, nil
+}
+
+// wait waits for ms milliseconds and says whether the client is still there.
+func wait(ctx context.Context, ms int) bool {
+	t := time.NewTimer(time.Duration(ms) * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

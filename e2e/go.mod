@@ -1,0 +1,3 @@
+module github.com/mysocketio/mysocket-injector/e2e
+
+go 1.26.0
