@@ -1,0 +1,47 @@
+package retry
+
+import "time"
+
+const (
+	// floor keeps full jitter, which may draw zero, from turning into a busy loop.
+	floor = 50 * time.Millisecond
+	// maxRetryAfter bounds what a server may ask for: one wrong header must not silence a pod for a day.
+	maxRetryAfter = 5 * time.Minute
+)
+
+// Backoff spreads attempts with full jitter: the n-th delay is drawn evenly from zero to Min doubled n times, at most
+// Max. Thousands of sidecars that lose one edge at the same moment so come back spread over time.
+//
+// A Backoff is not safe for concurrent use.
+type Backoff struct {
+	Min, Max time.Duration
+	// Sustained is how long something must have worked before its end counts as a new failure, and not as one more of
+	// the same. Without it, an edge that accepts and then fails at once is called every second for ever.
+	Sustained time.Duration
+	// Random draws from [0, 1).
+	Random func() float64
+
+	failures int
+}
+
+// Next returns how long to wait before the next attempt. A server's Retry-After goes in as atLeast, zero when there
+// is none; the jitter comes on top of it.
+func (b *Backoff) Next(atLeast time.Duration) time.Duration {
+	ceiling := b.Min
+	for range b.failures {
+		if ceiling >= b.Max {
+			break
+		}
+		ceiling *= 2
+	}
+	ceiling = min(ceiling, b.Max)
+	b.failures++
+	return max(floor, time.Duration(b.Random()*float64(ceiling))) + min(max(atLeast, 0), maxRetryAfter)
+}
+
+// Worked records that what was attempted worked for the given time before it ended.
+func (b *Backoff) Worked(lasted time.Duration) {
+	if lasted >= b.Sustained {
+		b.failures = 0
+	}
+}

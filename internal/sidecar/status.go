@@ -1,0 +1,115 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/gatewayclient"
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
+)
+
+// statusAttempts is how often one report is tried, unless a newer one replaces it first.
+const statusAttempts = 5
+
+// statusReporter tells the gateway where a tunnel is, on its own goroutine: a gateway that is slow or away must not hold
+// up the tunnel. Of several reports that wait only the newest is sent.
+type statusReporter struct {
+	around   *surroundings
+	logger   *slog.Logger
+	socketID string
+	wake     chan struct{}
+
+	mu       sync.Mutex
+	tunnelID string // empty before the first registration, when there is nowhere to report to
+	latest   gatewayapi.StatusReport
+}
+
+type sentStatus struct {
+	tunnelID string
+	report   gatewayapi.StatusReport
+}
+
+func newStatusReporter(around *surroundings, logger *slog.Logger, socketID string) *statusReporter {
+	return &statusReporter{around: around, logger: logger, socketID: socketID, wake: make(chan struct{}, 1)}
+}
+
+// start begins to report. The function that it returns ends that and may be called more than once.
+func (r *statusReporter) start(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.run(ctx)
+	}()
+	return func() { cancel(); <-done }
+}
+
+func (r *statusReporter) setTunnel(id string) {
+	r.mu.Lock()
+	r.tunnelID = id
+	r.mu.Unlock()
+	r.notify()
+}
+
+func (r *statusReporter) report(report gatewayapi.StatusReport) {
+	r.mu.Lock()
+	r.latest = report
+	r.mu.Unlock()
+	r.notify()
+}
+
+func (r *statusReporter) notify() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *statusReporter) current() sentStatus {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return sentStatus{r.tunnelID, r.latest}
+}
+
+func (r *statusReporter) run(ctx context.Context) {
+	var sent sentStatus
+	for {
+		select {
+		case <-r.wake:
+		case <-ctx.Done():
+			return
+		}
+		backoff := retry.Backoff{Min: time.Second, Max: 16 * time.Second, Random: r.around.random}
+		for range statusAttempts {
+			now := r.current()
+			if now.tunnelID == "" || now == sent {
+				break
+			}
+			err := r.around.gateway.Report(ctx, r.socketID, now.tunnelID, now.report)
+			if err == nil {
+				sent = now
+				break
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			r.logger.Debug("the status could not be reported", "tunnel", now.tunnelID, "err", err)
+			if refused, ok := errors.AsType[*gatewayclient.RefusedError](err); ok && refused.Status < 500 && refused.RetryAfter == 0 {
+				break
+			}
+			timer := r.around.clock.NewTimer(backoff.Next(gatewayclient.RetryAfter(err)))
+			select {
+			case <-timer.C():
+			case <-ctx.Done():
+			}
+			timer.Stop()
+			if ctx.Err() != nil {
+				return
+			}
+		}
+	}
+}

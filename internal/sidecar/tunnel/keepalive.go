@@ -1,0 +1,97 @@
+package tunnel
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
+)
+
+const (
+	// A dead edge is noticed at the latest after keepaliveEvery and keepaliveTimeout together.
+	keepaliveEvery   = 10 * time.Second
+	keepaliveTimeout = 20 * time.Second
+
+	// minSession is how long a session must have lived for its end to mean something. A server that ends it at once
+	// offers none, as OpenSSH does for accounts without a shell.
+	minSession = 5 * time.Second
+)
+
+// keepAlive asks the edge every few seconds whether it is there, and ends the connection when it doesn't answer.
+func (t *Tunnel) keepAlive() {
+	for {
+		if retry.Sleep(t.ctx, t.cfg.Clock, keepaliveEvery) != nil {
+			return
+		}
+		answered := make(chan error, 1)
+		if !t.spawn(func() {
+			// A failure is an answer as good as any: many servers don't know the request.
+			_, _, err := t.conn.SendRequest("keepalive@openssh.com", true, nil)
+			answered <- err
+		}) {
+			return
+		}
+		timer := t.cfg.Clock.NewTimer(keepaliveTimeout)
+		select {
+		case <-answered:
+			timer.Stop()
+		case <-t.ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C():
+			t.fail(&LostError{LostKeepalive, fmt.Errorf("the edge has not answered a keepalive for %s", keepaliveTimeout)})
+			return
+		}
+	}
+}
+
+// holdSession opens a session as the classic clients do. The edge closes it to ask for a reconnect. What it prints there is for people, and discarded.
+func (t *Tunnel) holdSession() {
+	channel, requests, err := t.conn.OpenChannel("session", nil)
+	if err != nil {
+		t.logger.Debug("the edge offers no session", "err", err)
+		return
+	}
+	opened := t.cfg.Clock.Now()
+	if !t.spawn(func() { ssh.DiscardRequests(requests) }) {
+		return
+	}
+	if !t.spawn(func() { _, _ = io.Copy(io.Discard, channel.Stderr()) }) {
+		return
+	}
+	pty := struct {
+		Term                         string
+		Columns, Rows, Width, Height uint32
+		Modes                        string
+	}{Term: "xterm-256color", Columns: 80, Rows: 40}
+	for _, request := range []struct {
+		name    string
+		payload []byte
+	}{{"pty-req", ssh.Marshal(pty)}, {"shell", nil}} {
+		ok, err := channel.SendRequest(request.name, true, request.payload)
+		if err != nil || !ok {
+			t.logger.Debug("the edge offers no session", "request", request.name, "err", err)
+			_ = channel.Close()
+			_, _ = io.Copy(io.Discard, channel)
+			return
+		}
+	}
+	_, _ = io.Copy(io.Discard, channel)
+	_ = channel.Close()
+	if t.ctx.Err() != nil {
+		return // the whole connection has ended, which Done says
+	}
+	if lived := t.cfg.Clock.Now().Sub(opened); lived < minSession {
+		t.logger.Debug("the edge ended the session at once; going on without", "after", lived)
+		return
+	}
+	close(t.leave)
+}
+
+// String tells which connection this is, for logs.
+func (t *Tunnel) String() string {
+	return fmt.Sprintf("%s at %s", t.conn.User(), t.conn.RemoteAddr())
+}

@@ -1,0 +1,251 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
+)
+
+const (
+	// bulkBytes is the largest SSH packet: bigger reads would be cut into several anyway.
+	bulkBytes = 32 << 10
+	// idleBytes is what a connection without traffic holds on to.
+	idleBytes = 4 << 10
+
+	// halfOpenIdle is how long the second direction may rest after the first has ended properly.
+	halfOpenIdle = 2 * time.Minute
+	// flushIdle is how long what is under way may rest after one side has gone or broken off.
+	flushIdle = 10 * time.Second
+)
+
+// bufferPool holds the buffers of one tunnel's connections. They are taken when there are bytes to move, not before, so
+// thousands of idle connections cost little.
+type bufferPool struct{ bulk, idle sync.Pool }
+
+func (p *bufferPool) takeBulk() *[bulkBytes]byte {
+	if b, ok := p.bulk.Get().(*[bulkBytes]byte); ok {
+		return b
+	}
+	return new([bulkBytes]byte)
+}
+
+func (p *bufferPool) takeIdle() *[idleBytes]byte {
+	if b, ok := p.idle.Get().(*[idleBytes]byte); ok {
+		return b
+	}
+	return new([idleBytes]byte)
+}
+
+// relay moves the bytes of one visitor's connection both ways. The end of one direction is carried to the other side
+// while the opposite direction goes on: clients that close their half and wait for the answer are served.
+type relay struct {
+	channel  ssh.Channel
+	requests <-chan *ssh.Request
+	app      *net.TCPConn
+	clock    retry.Clock
+	observer Observer
+	buffers  *bufferPool
+
+	moved atomic.Int64 // bytes in both directions
+}
+
+// run returns when both directions have ended and the edge has closed the channel. ctx ends with the connection to the edge.
+func (r *relay) run(ctx context.Context) {
+	toApp, toEdge := make(chan error, 1), make(chan error, 1)
+	go func() { toApp <- r.copyToApp() }()
+	go func() { toEdge <- r.copyToEdge() }()
+
+	requests, lost := r.requests, ctx.Done()
+	var idle retry.Timer
+	var wait time.Duration
+	var expired <-chan time.Time
+	var seen int64
+	limit := func(d time.Duration) {
+		if idle == nil {
+			idle = r.clock.NewTimer(d)
+			expired = idle.C()
+		} else if d < wait {
+			idle.Reset(d)
+		}
+		if wait == 0 || d < wait {
+			wait = d
+		}
+		seen = r.moved.Load()
+	}
+	for toApp != nil || toEdge != nil {
+		select {
+		case request, open := <-requests:
+			if open {
+				_ = request.Reply(false, nil)
+				break
+			}
+			// The edge has closed the channel: nobody reads any more. What it sent before is still to reach the app.
+			requests = nil
+			if toApp == nil {
+				_ = r.app.Close()
+			}
+			limit(flushIdle)
+		case err := <-toApp:
+			toApp = nil
+			switch {
+			case requests == nil:
+				_ = r.app.Close()
+			case err == nil:
+				_ = r.app.CloseWrite()
+				limit(halfOpenIdle)
+			default:
+				// The app reads no more. It may have answered first, as servers do that refuse a large upload.
+				limit(flushIdle)
+			}
+		case err := <-toEdge:
+			toEdge = nil
+			switch {
+			case err == nil:
+				_ = r.channel.CloseWrite()
+				limit(halfOpenIdle)
+			default:
+				// The app broke off, or the edge has gone; SSH has no reset, so closing at once is the nearest to it.
+				_ = r.channel.Close()
+				_ = r.app.Close()
+				limit(flushIdle)
+			}
+		case <-expired:
+			if moved := r.moved.Load(); moved != seen {
+				seen = moved
+				idle.Reset(wait)
+				break
+			}
+			expired = nil
+			_ = r.channel.Close()
+			_ = r.app.Close()
+		case <-lost:
+			lost = nil
+			_ = r.app.Close()
+		}
+	}
+	if idle != nil {
+		idle.Stop()
+	}
+	_ = r.channel.Close()
+	_ = r.app.Close()
+	if requests == nil {
+		return
+	}
+	for request := range requests {
+		_ = request.Reply(false, nil)
+	}
+}
+
+// copyToApp returns nil when the edge has no more to send.
+func (r *relay) copyToApp() error {
+	buffer := r.buffers.takeIdle()
+	defer r.buffers.idle.Put(buffer)
+	for {
+		n, err := r.channel.Read(buffer[:])
+		if n > 0 {
+			if err := r.writeToApp(buffer[:n]); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			return endOf(err)
+		}
+		if n == len(buffer) {
+			if err := r.copyBulkToApp(); err != nil {
+				return endOf(err)
+			}
+		}
+	}
+}
+
+// copyBulkToApp copies with a large buffer for as long as much comes at once. Its error is io.EOF at the end.
+func (r *relay) copyBulkToApp() error {
+	buffer := r.buffers.takeBulk()
+	defer r.buffers.bulk.Put(buffer)
+	for {
+		n, err := r.channel.Read(buffer[:])
+		if n > 0 {
+			if err := r.writeToApp(buffer[:n]); err != nil {
+				return err
+			}
+		}
+		if err != nil || n < len(buffer)/2 {
+			return err
+		}
+	}
+}
+
+func (r *relay) writeToApp(data []byte) error {
+	n, err := r.app.Write(data)
+	r.moved.Add(int64(n))
+	r.observer.BytesToApp(n)
+	if err != nil {
+		return fmt.Errorf("write to the app: %w", err)
+	}
+	return nil
+}
+
+func endOf(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// copyToEdge returns nil when the app has no more to send.
+func (r *relay) copyToEdge() error {
+	raw, err := r.app.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("read from the app: %w", err)
+	}
+	for {
+		// The buffer is taken only when the kernel says that there is something to read.
+		var buffer *[bulkBytes]byte
+		var n int
+		var failed error
+		err := raw.Read(func(fd uintptr) bool {
+			buffer = r.buffers.takeBulk()
+			for {
+				n, failed = syscall.Read(int(fd), buffer[:])
+				if !errors.Is(failed, syscall.EINTR) {
+					break
+				}
+			}
+			if errors.Is(failed, syscall.EAGAIN) {
+				r.buffers.bulk.Put(buffer)
+				buffer = nil
+				return false
+			}
+			return true
+		})
+		if err == nil && failed != nil {
+			err = os.NewSyscallError("read", failed)
+		}
+		if err == nil && n > 0 {
+			var written int
+			written, err = r.channel.Write(buffer[:n])
+			r.moved.Add(int64(written))
+			r.observer.BytesToEdge(written)
+		} else if err == nil {
+			r.buffers.bulk.Put(buffer)
+			return nil
+		}
+		if buffer != nil {
+			r.buffers.bulk.Put(buffer)
+		}
+		if err != nil {
+			return fmt.Errorf("from the app to the edge: %w", err)
+		}
+	}
+}

@@ -1,0 +1,289 @@
+// Package tunnel is one SSH connection to an edge and what travels through it: the forward that puts the connection
+// into the edge's rotation, the visitors' channels, and the keepalive that notices a dead peer.
+//
+// It must not know the gateway, Kubernetes, or when to try again: it connects once, and says how that ended.
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
+)
+
+// The bounds of one connection.
+const (
+	// MaxChannels bounds the channels of one connection, those that wait for the app included. Each holds two
+	// goroutines, a file descriptor and, while bytes move, a buffer; 10,000 of them are some 300 MiB at worst.
+	MaxChannels = 10_000
+	// maxDials bounds how many channels dial the app at once: more than its listen backlog holds is of no use.
+	maxDials = 256
+
+	defaultHandshakeTimeout = 15 * time.Second
+	defaultDialTimeout      = 3 * time.Second
+)
+
+// Config says where to connect, as whom, and where the visitors go.
+type Config struct {
+	// Address is the edge's SSH server, host:port.
+	Address string
+	// User and Signer log in; the signer normally holds a certificate.
+	User   string
+	Signer ssh.Signer
+	// HostKeys are the only keys that the edge may have.
+	HostKeys []ssh.PublicKey
+	// ForwardHost and ForwardPort are what tcpip-forward asks for. With port 0 the edge chooses.
+	ForwardHost string
+	ForwardPort uint32
+	// ClientVersion is the SSH version string, beginning with "SSH-2.0-".
+	ClientVersion string
+
+	// DialApp opens a connection to the app for one visitor. Its context ends after DialTimeout.
+	DialApp func(context.Context) (*net.TCPConn, error)
+
+	Clock    retry.Clock
+	Logger   *slog.Logger
+	Observer Observer
+
+	// HandshakeTimeout bounds the SSH handshake and login; 15 s when zero.
+	HandshakeTimeout time.Duration
+	// DialTimeout bounds one dial of the app; 3 s when zero.
+	DialTimeout time.Duration
+}
+
+// Observer counts what happens in a tunnel. Its methods are called from many goroutines and must not block.
+type Observer interface {
+	ConnectionOpened()
+	ConnectionClosed()
+	BytesToApp(n int)
+	BytesToEdge(n int)
+	// DialFailed counts a visitor that the app did not take; reason is one of the Dial constants.
+	DialFailed(reason string)
+	// Rejected counts a visitor that was turned away before the app was asked; reason is one of the Reject constants.
+	Rejected(reason string)
+}
+
+// Tunnel is a live connection to an edge. Close must be called, also after it ended by itself.
+type Tunnel struct {
+	cfg     Config
+	conn    ssh.Conn
+	logger  *slog.Logger
+	buffers bufferPool
+	forward forward
+	open    counter
+	dials   chan struct{}
+
+	lastDial atomic.Int64 // unix nanoseconds of the newest successful dial of the app
+
+	ctx    context.Context // ends with the connection
+	cancel context.CancelFunc
+	done   chan struct{}
+	leave  chan struct{} // closed when the edge asks to reconnect
+
+	mu      sync.Mutex
+	err     error
+	closed  bool
+	running sync.WaitGroup
+}
+
+// Connect dials the edge, logs in and asks for the forward. Its errors are of type [*StepError]. The context bounds
+// only the connecting; the tunnel lives until Close or until the connection is lost.
+func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
+	if cfg.HandshakeTimeout == 0 {
+		cfg.HandshakeTimeout = defaultHandshakeTimeout
+	}
+	if cfg.DialTimeout == 0 {
+		cfg.DialTimeout = defaultDialTimeout
+	}
+	conn, err := dialEdge(ctx, cfg.Address)
+	if err != nil {
+		return nil, err
+	}
+	sshConn, channels, requests, err := handshake(ctx, conn, cfg)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tunnel{
+		cfg:    cfg,
+		conn:   sshConn,
+		logger: cfg.Logger,
+		dials:  make(chan struct{}, maxDials),
+		done:   make(chan struct{}),
+		leave:  make(chan struct{}),
+	}
+	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	t.spawn(t.watch)
+	t.spawn(func() { t.answerRequests(requests) })
+	t.spawn(func() { t.acceptChannels(channels) })
+	t.spawn(t.keepAlive)
+	if err := t.Forward(ctx); err != nil {
+		t.Close()
+		return nil, err
+	}
+	t.spawn(t.holdSession)
+	return t, nil
+}
+
+// Done is closed when the connection is lost or closed.
+func (t *Tunnel) Done() <-chan struct{} { return t.done }
+
+// Err says why the connection ended; nil while it lives and after Close.
+func (t *Tunnel) Err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+// ReconnectAsked is closed when the edge asks, by closing the session, that the tunnel be opened anew elsewhere.
+func (t *Tunnel) ReconnectAsked() <-chan struct{} { return t.leave }
+
+// Open returns how many visitors' connections are open, those that wait for the app included.
+func (t *Tunnel) Open() int { return t.open.value() }
+
+// WaitIdle waits until no visitor's connection is open. It returns nil then, and also when the tunnel has ended.
+func (t *Tunnel) WaitIdle(ctx context.Context) error {
+	select {
+	case <-t.open.idle():
+		return nil
+	case <-t.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// LastDial returns when the app last took a visitor's connection; the zero time when it never did.
+func (t *Tunnel) LastDial() time.Time {
+	if at := t.lastDial.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
+}
+
+// Close ends the connection with everything in it, and returns when all its goroutines have.
+func (t *Tunnel) Close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.fail(nil)
+	t.running.Wait()
+}
+
+// watch waits for the end of the connection.
+func (t *Tunnel) watch() {
+	err := t.conn.Wait()
+	t.fail(&LostError{Reason: LostClosed, Err: err})
+	close(t.done)
+}
+
+// fail records why the connection ends, unless that is known, and ends it.
+func (t *Tunnel) fail(err error) {
+	t.mu.Lock()
+	if t.err == nil && !t.closed {
+		t.err = err
+	}
+	t.mu.Unlock()
+	t.cancel()
+	// The error of closing what may be broken says nothing.
+	_ = t.conn.Close()
+}
+
+// spawn runs f on a goroutine that Close waits for. It returns false, and runs nothing, after Close.
+func (t *Tunnel) spawn(f func()) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.running.Go(f)
+	return true
+}
+
+var errClosed = errors.New("the tunnel is closed")
+
+// request sends a global request and waits for its answer, at most until ctx ends. SSH answers requests in order, so
+// one that is not answered holds up those behind it; that is why the context bounds only the waiting.
+func (t *Tunnel) request(ctx context.Context, name string, payload []byte) (bool, []byte, error) {
+	type answer struct {
+		ok   bool
+		data []byte
+		err  error
+	}
+	answers := make(chan answer, 1)
+	if !t.spawn(func() {
+		ok, data, err := t.conn.SendRequest(name, true, payload)
+		answers <- answer{ok, data, err}
+	}) {
+		return false, nil, errClosed
+	}
+	select {
+	case a := <-answers:
+		return a.ok, a.data, a.err
+	case <-ctx.Done():
+		return false, nil, context.Cause(ctx)
+	}
+}
+
+// answerRequests answers the edge's global requests. A failure is the right answer to a keepalive, and to all that we
+// don't know.
+func (t *Tunnel) answerRequests(requests <-chan *ssh.Request) {
+	for request := range requests {
+		_ = request.Reply(false, nil)
+	}
+}
+
+// counter counts what is open and tells when nothing is.
+type counter struct {
+	mu    sync.Mutex
+	n     int
+	empty chan struct{} // nil unless somebody waits
+}
+
+// add adds one, unless that would be more than limit.
+func (c *counter) add(limit int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n >= limit {
+		return false
+	}
+	c.n++
+	return true
+}
+
+func (c *counter) remove() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n--
+	if c.n == 0 && c.empty != nil {
+		close(c.empty)
+		c.empty = nil
+	}
+}
+
+func (c *counter) value() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
+// idle returns a channel that is closed as soon as nothing is open.
+func (c *counter) idle() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == 0 {
+		closed := make(chan struct{})
+		close(closed)
+		return closed
+	}
+	if c.empty == nil {
+		c.empty = make(chan struct{})
+	}
+	return c.empty
+}
