@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/gatewayclient"
@@ -16,7 +17,7 @@ const caPoll = 500 * time.Millisecond
 // snapshot stays in force.
 func (a *Agent) followAssignments(ctx context.Context) {
 	backoff := retry.Backoff{Min: backoffMin, Max: backoffMax, Sustained: sustained, Random: a.cfg.Random}
-	saidMissing, lastError := false, ""
+	saidMissing, saidStreaming, lastError := false, false, ""
 	for ctx.Err() == nil {
 		began, streaming := a.cfg.Clock.Now(), false
 		err := a.gateway.Assignments(ctx, func(event gatewayclient.Event) {
@@ -25,9 +26,12 @@ func (a *Agent) followAssignments(ctx context.Context) {
 				return
 			}
 			if !streaming {
-				streaming, lastError = true, ""
+				streaming = true
 				a.metrics.streamConnected.Set(1)
-				a.logger.Info("assignments are streamed from the gateway", "assigned", len(event.Snapshot.Assignments))
+				if !saidStreaming {
+					saidStreaming, lastError = true, ""
+					a.logger.Info("assignments are streamed from the gateway", "assigned", len(event.Snapshot.Assignments))
+				}
 			}
 			select {
 			case a.snapshots <- event.Snapshot:
@@ -50,14 +54,15 @@ func (a *Agent) followAssignments(ctx context.Context) {
 			}
 			continue
 		}
+		lasted := a.cfg.Clock.Now().Sub(began)
 		if streaming {
-			backoff.Worked(a.cfg.Clock.Now().Sub(began))
+			backoff.Worked(lasted)
 		}
 		delay := backoff.Next(gatewayclient.RetryAfter(err))
-		// The same failure again says nothing new.
+		// The same failure again says nothing new, and the gateway ends every stream now and then.
 		log := a.logger.Debug
-		if text := err.Error(); text != lastError {
-			lastError = text
+		if routine := streaming && lasted >= sustained && errors.Is(err, io.EOF); !routine && err.Error() != lastError {
+			saidStreaming, lastError = false, err.Error()
 			log = a.logger.Warn
 		}
 		log("no assignments from the gateway; the last ones stay in force", "err", err, "hint", hint(err), "retry_in", round(delay))

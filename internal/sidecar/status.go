@@ -23,14 +23,8 @@ type statusReporter struct {
 	socketID string
 	wake     chan struct{}
 
-	mu       sync.Mutex
-	tunnelID string // empty before the first registration, when there is nowhere to report to
-	latest   gatewayapi.StatusReport
-}
-
-type sentStatus struct {
-	tunnelID string
-	report   gatewayapi.StatusReport
+	mu     sync.Mutex
+	latest gatewayapi.StatusReport
 }
 
 func newStatusReporter(around *surroundings, logger *slog.Logger, socketID string) *statusReporter {
@@ -48,35 +42,24 @@ func (r *statusReporter) start(ctx context.Context) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
-func (r *statusReporter) setTunnel(id string) {
-	r.mu.Lock()
-	r.tunnelID = id
-	r.mu.Unlock()
-	r.notify()
-}
-
 func (r *statusReporter) report(report gatewayapi.StatusReport) {
 	r.mu.Lock()
 	r.latest = report
 	r.mu.Unlock()
-	r.notify()
-}
-
-func (r *statusReporter) notify() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (r *statusReporter) current() sentStatus {
+func (r *statusReporter) current() gatewayapi.StatusReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return sentStatus{r.tunnelID, r.latest}
+	return r.latest
 }
 
 func (r *statusReporter) run(ctx context.Context) {
-	var sent sentStatus
+	var sent gatewayapi.StatusReport
 	for {
 		select {
 		case <-r.wake:
@@ -86,10 +69,10 @@ func (r *statusReporter) run(ctx context.Context) {
 		backoff := retry.Backoff{Min: time.Second, Max: 16 * time.Second, Random: r.around.random}
 		for range statusAttempts {
 			now := r.current()
-			if now.tunnelID == "" || now == sent {
+			if now == sent {
 				break
 			}
-			err := r.around.gateway.Report(ctx, r.socketID, now.tunnelID, now.report)
+			err := r.around.gateway.Report(ctx, r.socketID, now)
 			if err == nil {
 				sent = now
 				break
@@ -97,17 +80,11 @@ func (r *statusReporter) run(ctx context.Context) {
 			if ctx.Err() != nil {
 				return
 			}
-			r.logger.Debug("the status could not be reported", "tunnel", now.tunnelID, "err", err)
+			r.logger.Debug("the status could not be reported", "state", now.State, "err", err)
 			if refused, ok := errors.AsType[*gatewayclient.RefusedError](err); ok && refused.Status < 500 && refused.RetryAfter == 0 {
 				break
 			}
-			timer := r.around.clock.NewTimer(backoff.Next(gatewayclient.RetryAfter(err)))
-			select {
-			case <-timer.C():
-			case <-ctx.Done():
-			}
-			timer.Stop()
-			if ctx.Err() != nil {
+			if retry.Sleep(ctx, r.around.clock, backoff.Next(gatewayclient.RetryAfter(err))) != nil {
 				return
 			}
 		}

@@ -41,7 +41,7 @@ const (
 type gateway interface {
 	Register(ctx context.Context, socketID, publicKey string) (gatewayapi.Registration, error)
 	Renew(ctx context.Context, socketID, tunnelID, publicKey string) (gatewayapi.Registration, error)
-	Report(ctx context.Context, socketID, tunnelID string, report gatewayapi.StatusReport) error
+	Report(ctx context.Context, socketID string, report gatewayapi.StatusReport) error
 	Delete(ctx context.Context, socketID, tunnelID string) error
 }
 
@@ -150,7 +150,8 @@ func (s *supervisor) run(ctx context.Context) {
 	defer s.setGone()
 	stopReporting := s.status.start(ctx)
 	defer stopReporting()
-	s.enter(gatewayapi.StateWaitingForApp, "")
+	s.state = gatewayapi.StateWaitingForApp
+	s.around.metrics.moveTunnel("", s.state)
 
 	// work ends when there is to be no new tunnel, for whatever reason.
 	work, cancel := context.WithCancel(ctx)
@@ -323,7 +324,6 @@ func (s *supervisor) takeLogin(registration gatewayapi.Registration) error {
 		return fmt.Errorf("the gateway's registration can't be used: %w", err)
 	}
 	s.login = l
-	s.status.setTunnel(l.tunnelID)
 	return nil
 }
 
@@ -338,6 +338,10 @@ func (s *supervisor) enter(state gatewayapi.State, message string) bool {
 		s.around.metrics.moveTunnel(s.state, state)
 	}
 	s.state, s.message = state, message
+	if state == gatewayapi.StateRegistering && message == "" {
+		// The gateway sees that from the registration itself, which a report at the same moment would only disturb.
+		return changed
+	}
 	s.status.report(gatewayapi.StatusReport{State: state, Message: message})
 	return changed
 }

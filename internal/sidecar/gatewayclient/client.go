@@ -190,9 +190,9 @@ func (c *Client) registration(ctx context.Context, operation, name string, path 
 	return registration, err
 }
 
-// Report tells the gateway where a tunnel is.
-func (c *Client) Report(ctx context.Context, socketID, tunnelID string, report gatewayapi.StatusReport) error {
-	return c.call(ctx, "take the tunnel's status", "report", http.MethodPut, []string{socketID, "tunnels", tunnelID, "status"}, report, nil)
+// Report tells the gateway where the pod's tunnel of a socket is.
+func (c *Client) Report(ctx context.Context, socketID string, report gatewayapi.StatusReport) error {
+	return c.call(ctx, "take the tunnel's status", "report", http.MethodPut, []string{socketID, "status"}, report, nil)
 }
 
 // Delete deletes a tunnel. Deleting what is gone is no error.
