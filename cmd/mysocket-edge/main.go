@@ -1,0 +1,57 @@
+// Command mysocket-edge is a self-hosted Mysocket edge: it gives sockets public names, takes the tunnels of their origins
+// in over SSH, and balances public HTTP, HTTPS and TCP over them.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version is set when a release is built.
+var version = "dev"
+
+const usage = `mysocket-edge is a self-hosted Mysocket edge.
+
+Usage:
+  mysocket-edge serve [flags]          run the edge
+  mysocket-edge user add [flags]       make an account; the password is read from stdin or a file
+  mysocket-edge user list [flags]      list the accounts
+  mysocket-edge user delete [flags]    delete an account with all its sockets
+  mysocket-edge version                print the version
+
+"mysocket-edge COMMAND --help" lists the flags of a command.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run does what the arguments say and returns the exit code: 0, 1 for a failure, 2 for wrong usage.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		_, _ = io.WriteString(stderr, usage)
+		return 2
+	}
+	switch command := args[0]; command {
+	case "serve":
+		return serve(ctx, args[1:], stderr)
+	case "user":
+		return user(args[1:], stdin, stdout, stderr)
+	case "version", "--version":
+		_, _ = fmt.Fprintln(stdout, "mysocket-edge", version)
+		return 0
+	case "help", "--help", "-help", "-h":
+		_, _ = io.WriteString(stdout, usage)
+		return 0
+	default:
+		_, _ = fmt.Fprintf(stderr, "mysocket-edge: there is no command %q\n\n%s", command, usage)
+		return 2
+	}
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge"
+)
+
+// newFlags makes a flag set that prints its own help.
+func newFlags(name, about string, stderr io.Writer) *flag.FlagSet {
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.Usage = func() {
+		_, _ = fmt.Fprintf(stderr, "Usage: %s [flags]\n\n%s\n\nFlags:\n", name, about)
+		fs.PrintDefaults()
+	}
+	return fs
+}
+
+// parse reads the arguments. It returns false and an exit code when there is nothing to go on with.
+func parse(fs *flag.FlagSet, args []string, stderr io.Writer) (code int, ok bool) {
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0, false
+	case err != nil:
+		return 2, false // flag has printed it.
+	}
+	if fs.NArg() > 0 {
+		_, _ = fmt.Fprintf(stderr, "%s: unexpected argument %q; flags are --name value\n", fs.Name(), fs.Arg(0))
+		return 2, false
+	}
+	return 0, true
+}
+
+func serve(ctx context.Context, args []string, stderr io.Writer) int {
+	cfg, log, code, ok := serveConfig(args, stderr)
+	if !ok {
+		return code
+	}
+	e, err := edge.New(cfg)
+	if err != nil {
+		log.Error("mysocket-edge cannot start", "err", err)
+		return 1
+	}
+	if err := e.Run(ctx); err != nil {
+		log.Error("mysocket-edge failed", "err", err)
+		return 1
+	}
+	return 0
+}
+
+func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Logger, code int, ok bool) {
+	fs := newFlags("mysocket-edge serve", "Runs the edge until SIGTERM or SIGINT, which drain it.", stderr)
+	fs.StringVar(&cfg.Domain, "domain", "edge.mysocket.test", "parent `domain` of all public names; point *.DOMAIN at this machine")
+	fs.StringVar(&cfg.StatePath, "state", "./mysocket-edge.db", "state `file`: accounts, sockets, tunnels and keys; made with mode 0600 if there is none")
+	fs.StringVar(&cfg.APIAddress, "api-address", ":8443", "`address` of the REST API (HTTPS), host:port")
+	fs.StringVar(&cfg.SSHAddress, "ssh-address", ":22", "`address` of the SSH server that tunnels log in to, host:port")
+	fs.StringVar(&cfg.HTTPAddress, "http-address", ":80", "`address` of the public HTTP front, host:port; its host is also that of tcp sockets")
+	fs.StringVar(&cfg.HTTPSAddress, "https-address", ":443", "`address` of the public HTTPS front, host:port")
+	fs.StringVar(&cfg.AdminAddress, "admin-address", "127.0.0.1:9090", "`address` of /metrics, /healthz and /debug/tunnels, host:port; not for the public")
+	apiHosts := fs.String("api-hosts", "", "further `names` and IP addresses in the API's certificate, comma separated;\napi.DOMAIN, localhost and this machine's addresses are in it anyway")
+	tcpPorts := fs.String("tcp-ports", "20000-29999", "`range` of public ports for tcp sockets")
+	fs.BoolVar(&cfg.AllowRegistration, "allow-registration", false, "let anybody make an account with POST /user")
+	fs.StringVar(&cfg.CAOut, "ca-out", "", "`file` to write the certificate of the edge's own authority to (PEM)")
+	fs.StringVar(&cfg.SSHHostKeyOut, "ssh-host-key-out", "", "`file` to write the SSH host key to (authorized_keys form)")
+	level := fs.String("log-level", "info", "`level` of the log: debug, info, warn or error; info has a line for each request")
+	format := fs.String("log-format", "text", "`format` of the log on stderr: text or json")
+	if code, ok := parse(fs, args, stderr); !ok {
+		return cfg, nil, code, false
+	}
+
+	log, logErr := newLogger(*level, *format, stderr)
+	ports, portsErr := edge.ParsePortRange(*tcpPorts)
+	if portsErr != nil {
+		portsErr = fmt.Errorf("tcp-ports %w", portsErr)
+		ports = edge.PortRange{Min: 1, Max: 1} // Already said; the rest is validated still.
+	}
+	cfg.TCPPorts = ports
+	for _, host := range strings.Split(*apiHosts, ",") {
+		if host = strings.TrimSpace(host); host != "" {
+			cfg.APIHosts = append(cfg.APIHosts, host)
+		}
+	}
+	if err := errors.Join(logErr, portsErr, cfg.Validate()); err != nil {
+		for _, line := range strings.Split(err.Error(), "\n") {
+			_, _ = fmt.Fprintln(stderr, "mysocket-edge serve: --"+line)
+		}
+		return cfg, nil, 2, false
+	}
+	cfg.Version, cfg.Log = version, log
+	return cfg, log, 0, true
+}
+
+func newLogger(level, format string, w io.Writer) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("log-level %q is not debug, info, warn or error", level)
+	}
+	options := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, options)), nil
+	}
+	return nil, fmt.Errorf("log-format %q is not text or json", format)
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge"
+)
+
+const maxSecretFile = 64 << 10
+
+func user(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		_, _ = io.WriteString(stderr, usage)
+		return 2
+	}
+	switch args[0] {
+	case "add":
+		return userAdd(args[1:], stdin, stdout, stderr)
+	case "list":
+		return userList(args[1:], stdout, stderr)
+	case "delete":
+		return userDelete(args[1:], stdout, stderr)
+	}
+	_, _ = fmt.Fprintf(stderr, "mysocket-edge user: there is no command %q; there are add, list and delete\n", args[0])
+	return 2
+}
+
+const stateHelp = "state `file`; no edge may be running on it"
+
+func userAdd(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	fs := newFlags("mysocket-edge user add", "Makes an account and prints its id. The password is never an argument: the first line of stdin is it, or of a file.", stderr)
+	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	email := fs.String("email", "", "e-mail `address` to log in with; required")
+	name := fs.String("name", "", "`name` of the account's owner")
+	passwordFile := fs.String("password-file", "", "`file` whose first line is the password; stdin if empty")
+	keyFile := fs.String("ssh-key-file", "", "`file` with a public key that may log in without a certificate")
+	if code, ok := parse(fs, args, stderr); !ok {
+		return code
+	}
+	if *email == "" {
+		_, _ = fmt.Fprintln(stderr, "mysocket-edge user add: --email is required")
+		return 2
+	}
+	password, err := readPassword(*passwordFile, stdin)
+	if err != nil {
+		return fail(stderr, "add", err)
+	}
+	key := ""
+	if *keyFile != "" {
+		data, err := readBounded(*keyFile)
+		if err != nil {
+			return fail(stderr, "add", err)
+		}
+		key = string(data)
+	}
+	return withAccounts(*state, "add", stderr, func(a *edge.Accounts) error {
+		u, err := a.Add(edge.NewUser{Name: *name, Email: *email, Password: password, SSHKey: key})
+		if err == nil {
+			_, _ = fmt.Fprintln(stdout, u.ID)
+		}
+		return err
+	})
+}
+
+func userList(args []string, stdout, stderr io.Writer) int {
+	fs := newFlags("mysocket-edge user list", "Lists the accounts, oldest first.", stderr)
+	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	if code, ok := parse(fs, args, stderr); !ok {
+		return code
+	}
+	return withAccounts(*state, "list", stderr, func(a *edge.Accounts) error {
+		w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+		_, _ = fmt.Fprintln(w, "ID\tE-MAIL\tNAME\tSOCKETS\tCREATED")
+		for _, u := range a.List() {
+			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", u.ID, u.Email, u.Name, u.Sockets, u.Created.Format(time.RFC3339))
+		}
+		return w.Flush()
+	})
+}
+
+func userDelete(args []string, stdout, stderr io.Writer) int {
+	fs := newFlags("mysocket-edge user delete", "Deletes an account with all its sockets and tunnels.", stderr)
+	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	email := fs.String("email", "", "e-mail `address` of the account; required")
+	if code, ok := parse(fs, args, stderr); !ok {
+		return code
+	}
+	if *email == "" {
+		_, _ = fmt.Fprintln(stderr, "mysocket-edge user delete: --email is required")
+		return 2
+	}
+	return withAccounts(*state, "delete", stderr, func(a *edge.Accounts) error {
+		if err := a.Delete(*email); err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintln(stdout, "deleted", *email)
+		return nil
+	})
+}
+
+func withAccounts(state, command string, stderr io.Writer, do func(*edge.Accounts) error) int {
+	accounts, err := edge.OpenAccounts(state)
+	if err != nil {
+		return fail(stderr, command, err)
+	}
+	err = do(accounts)
+	if err = errors.Join(err, accounts.Close()); err != nil {
+		return fail(stderr, command, err)
+	}
+	return 0
+}
+
+func fail(stderr io.Writer, command string, err error) int {
+	_, _ = fmt.Fprintf(stderr, "mysocket-edge user %s: %v\n", command, err)
+	return 1
+}
+
+// readPassword reads the first line of the file, or of stdin if there is none.
+func readPassword(path string, stdin io.Reader) (string, error) {
+	source := "stdin"
+	if path != "" {
+		data, err := readBounded(path)
+		if err != nil {
+			return "", err
+		}
+		source, stdin = path, strings.NewReader(string(data))
+	}
+	line, err := bufio.NewReader(io.LimitReader(stdin, maxSecretFile)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read password from %s: %w", source, err)
+	}
+	line = strings.TrimRight(line, "\r\n")
+	if line == "" {
+		return "", fmt.Errorf("there is no password on %s", source)
+	}
+	return line, nil
+}
+
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path) // #nosec G304 -- the operator names the file
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	return io.ReadAll(io.LimitReader(f, maxSecretFile))
+}

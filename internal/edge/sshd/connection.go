@@ -1,0 +1,189 @@
+package sshd
+
+import (
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
+)
+
+const (
+	keepaliveRequest = "keepalive@openssh.com"
+	farewellTimeout  = time.Second
+)
+
+// connection is one client that has logged in.
+type connection struct {
+	server *Server
+	raw    net.Conn
+	ssh    *ssh.ServerConn
+	login  *login
+	log    *slog.Logger
+	since  time.Time
+	done   chan struct{}
+
+	mu       sync.Mutex
+	closed   bool
+	reason   string
+	forwards []*forward
+	sessions map[*session]struct{}
+	wg       sync.WaitGroup
+}
+
+func newConnection(s *Server, raw net.Conn, conn *ssh.ServerConn, l *login) *connection {
+	log := s.log.With("remote", conn.RemoteAddr().String(), "user", conn.User())
+	if l.socketID != "" {
+		log = log.With("socket", l.socketID)
+	}
+	if l.tunnelID != "" {
+		log = log.With("tunnel", l.tunnelID)
+	}
+	return &connection{
+		server: s, raw: raw, ssh: conn, login: l, log: log, since: time.Now(),
+		done: make(chan struct{}), sessions: map[*session]struct{}{},
+	}
+}
+
+// serve runs the connection until it ends, and returns when nothing of it is left.
+func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request) {
+	c.log.Info("tunnel client logged in", "client", string(c.ssh.ClientVersion()))
+	// Between authentication and now what it logged in for may have been deleted; whatever is deleted from here on
+	// finds this connection and closes it.
+	if err := c.server.stillThere(c.login); err != nil {
+		c.close("what it serves was deleted")
+	}
+	c.wg.Add(2)
+	go func() {
+		defer c.wg.Done()
+		c.handleChannels(chans)
+	}()
+	go func() {
+		defer c.wg.Done()
+		c.keepalive()
+	}()
+	for req := range reqs {
+		c.handleRequest(req)
+	}
+	// The transport is gone: out of the rotation first, everything else after.
+	c.close("the client disconnected")
+	close(c.done)
+	c.wg.Wait()
+	c.server.forget(c)
+	c.mu.Lock()
+	reason := c.reason
+	c.mu.Unlock()
+	c.log.Info("tunnel client disconnected", "reason", reason, "after", time.Since(c.since).Round(time.Millisecond))
+}
+
+// close takes the connection's tunnels out of the rotation, then ends it. Only the first reason is kept.
+func (c *connection) close(reason string) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	c.closed, c.reason = true, reason
+	forwards := c.forwards
+	c.forwards = nil
+	sessions := make([]*session, 0, len(c.sessions))
+	for s := range c.sessions {
+		sessions = append(sessions, s)
+	}
+	c.mu.Unlock()
+	for _, f := range forwards {
+		c.withdraw(f)
+	}
+	// The farewell must not wait for a peer that does not read.
+	_ = c.raw.SetWriteDeadline(time.Now().Add(farewellTimeout))
+	for _, s := range sessions {
+		s.close()
+	}
+	_ = c.ssh.Close()
+}
+
+// serves says whether the connection logged in for, or now forwards, the socket or the tunnel.
+func (c *connection) serves(socketID, tunnelID string) bool {
+	if socketID != "" && c.login.socketID == socketID || tunnelID != "" && c.login.tunnelID == tunnelID {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range c.forwards {
+		if socketID != "" && f.socketID == socketID || tunnelID != "" && f.tunnelID == tunnelID {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *connection) handleRequest(req *ssh.Request) {
+	switch req.Type {
+	case "tcpip-forward":
+		c.handleForward(req)
+	case "cancel-tcpip-forward":
+		c.handleCancel(req)
+	case keepaliveRequest:
+		c.reply(req, true, nil)
+	default:
+		c.reply(req, false, nil)
+	}
+}
+
+func (c *connection) reply(req *ssh.Request, ok bool, payload []byte) {
+	if !req.WantReply {
+		return
+	}
+	if err := req.Reply(ok, payload); err != nil {
+		c.log.Debug("reply could not be sent", "request", req.Type, "err", err)
+	}
+}
+
+// keepalive pings the client and closes the connection when it has not answered for too long. A refusal is an
+// answer: some clients do not know the request.
+func (c *connection) keepalive() {
+	ticker := time.NewTicker(c.server.cfg.KeepaliveInterval)
+	defer ticker.Stop()
+	answered := make(chan error, 1)
+	pending, misses := false, 0
+	for {
+		select {
+		case <-c.done:
+			return
+		case err := <-answered:
+			pending, misses = false, 0
+			if err != nil {
+				return // The transport is gone, and serve knows.
+			}
+		case <-ticker.C:
+			if !pending {
+				pending = true
+				c.wg.Add(1)
+				go func() {
+					defer c.wg.Done()
+					_, _, err := c.ssh.SendRequest(keepaliveRequest, true, nil)
+					answered <- err
+				}()
+				continue
+			}
+			if misses++; misses >= c.server.cfg.KeepaliveMisses {
+				c.close("the client does not answer")
+				return
+			}
+		}
+	}
+}
+
+// superseded closes the connection that held a tunnel which a newer login has taken over.
+func (s *Server) superseded(t *registry.Tunnel) {
+	s.mu.Lock()
+	c := s.serving[t]
+	delete(s.serving, t)
+	s.mu.Unlock()
+	if c != nil {
+		c.close("a newer login serves its tunnel")
+	}
+}

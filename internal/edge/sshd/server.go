@@ -1,0 +1,256 @@
+// Package sshd is the SSH server that tunnels log in to. It authenticates them, turns their tcpip-forward requests into
+// connected tunnels of the registry, and opens channels to them. It must not know what visitors speak.
+package sshd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge/feed"
+	"github.com/mysocketio/mysocket-injector/internal/edge/pki"
+	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
+	"github.com/mysocketio/mysocket-injector/internal/edge/store"
+)
+
+const (
+	// Bounds on what a stranger can make the server hold. Many replicas behind one address reconnect at once after
+	// an edge restart, so the bound for one address is not small.
+	maxUnauthenticated           = 1024
+	maxUnauthenticatedPerAddress = 256
+	// maxForwards and maxSessions bound one connection; a sidecar uses one of each.
+	maxForwards = 64
+	maxSessions = 8
+	// maxChannels bounds the channels to one tunnel that are open or being opened. Each may hold a window of 2 MiB.
+	maxChannels = 4096
+
+	userTimeout = 20 * time.Second
+)
+
+// Config are the parts a Server is made of. All are required unless said otherwise.
+type Config struct {
+	Store    *store.Store
+	Keys     *pki.Keys
+	Registry *registry.Registry
+	Feed     *feed.Hub
+	Log      *slog.Logger
+	// Version is part of the banner.
+	Version string
+	// URL returns a socket's public address, for the welcome text.
+	URL func(store.Socket) string
+	// HandshakeTimeout is how long a client may take to log in.
+	HandshakeTimeout time.Duration
+	// A client is pinged every KeepaliveInterval, and dead after KeepaliveMisses intervals without an answer.
+	KeepaliveInterval time.Duration
+	KeepaliveMisses   int
+	// SettleTimeout bounds how long the answer to a cancel-tcpip-forward waits for channel opens that are under way.
+	SettleTimeout time.Duration
+}
+
+// Server is one SSH server. Make it with New.
+type Server struct {
+	cfg    Config
+	sshCfg *ssh.ServerConfig
+	log    *slog.Logger
+
+	mu          sync.Mutex
+	closed      bool
+	handshakes  map[net.Conn]struct{}
+	perAddress  map[netip.Addr]int
+	connections map[*connection]struct{}
+	serving     map[*registry.Tunnel]*connection
+	wg          sync.WaitGroup
+}
+
+// New makes a server that does not listen yet.
+func New(cfg Config) *Server {
+	s := &Server{
+		cfg: cfg, log: cfg.Log,
+		handshakes: map[net.Conn]struct{}{}, perAddress: map[netip.Addr]int{},
+		connections: map[*connection]struct{}{}, serving: map[*registry.Tunnel]*connection{},
+	}
+	s.sshCfg = &ssh.ServerConfig{
+		PublicKeyCallback: s.authenticate,
+		ServerVersion:     "SSH-2.0-mysocket-edge_" + bannerVersion(cfg.Version),
+		MaxAuthTries:      6,
+	}
+	s.sshCfg.AddHostKey(cfg.Keys.HostKey)
+	return s
+}
+
+// bannerVersion keeps only what RFC 4253 allows in a software version.
+func bannerVersion(v string) string {
+	out := []byte{}
+	for i := 0; i < len(v) && len(out) < 32; i++ {
+		if c := v[i]; c > ' ' && c < 0x7f && c != '-' {
+			out = append(out, c)
+		} else {
+			out = append(out, '_')
+		}
+	}
+	return string(out)
+}
+
+// Serve accepts connections until the listener is closed.
+func (s *Server) Serve(ln net.Listener) error {
+	var delay time.Duration
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			// Out of file descriptors, most likely: wait for some to come back rather than stop serving.
+			delay = min(max(2*delay, 5*time.Millisecond), time.Second)
+			s.log.Warn("accept failed on the SSH listener", "err", err, "retry_in", delay)
+			time.Sleep(delay)
+			continue
+		}
+		delay = 0
+		if !s.admit(conn) {
+			_ = conn.Close()
+			continue
+		}
+		go s.handle(conn)
+	}
+}
+
+// admit counts a new connection among those that have not logged in, if there is room.
+func (s *Server) admit(conn net.Conn) bool {
+	addr := addrOf(conn.RemoteAddr()).Addr()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	if len(s.handshakes) >= maxUnauthenticated || s.perAddress[addr] >= maxUnauthenticatedPerAddress {
+		s.log.Warn("SSH connection refused: too many that have not logged in", "remote", conn.RemoteAddr().String())
+		return false
+	}
+	s.handshakes[conn] = struct{}{}
+	s.perAddress[addr]++
+	s.wg.Add(1)
+	return true
+}
+
+func (s *Server) endHandshake(conn net.Conn) {
+	addr := addrOf(conn.RemoteAddr()).Addr()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.handshakes, conn)
+	if s.perAddress[addr]--; s.perAddress[addr] <= 0 {
+		delete(s.perAddress, addr)
+	}
+}
+
+func (s *Server) handle(conn net.Conn) {
+	defer s.wg.Done()
+	defer func() { _ = conn.Close() }()
+	if err := tuneTCP(conn); err != nil {
+		s.log.Debug("TCP options could not be set", "remote", conn.RemoteAddr().String(), "err", err)
+	}
+	c, chans, reqs, err := s.handshake(conn)
+	if err != nil {
+		s.log.Info("SSH login failed", "remote", conn.RemoteAddr().String(), "err", err)
+		return
+	}
+	c.serve(chans, reqs)
+}
+
+// handshake logs a client in and makes it known, so that from then on a deletion closes it.
+func (s *Server) handshake(conn net.Conn) (*connection, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
+	defer s.endHandshake(conn)
+	// The server's own clock may be pinned in tests; deadlines are the kernel's business.
+	if err := conn.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
+		return nil, nil, nil, err
+	}
+	sshConn, chans, reqs, err := ssh.NewServerConn(conn, s.sshCfg)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return nil, nil, nil, err
+	}
+	l, ok := sshConn.Permissions.ExtraData[loginKey{}].(*login)
+	if !ok {
+		return nil, nil, nil, errors.New("login without an account")
+	}
+	c := newConnection(s, conn, sshConn, l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, nil, nil, errors.New("the server is stopping")
+	}
+	s.connections[c] = struct{}{}
+	return c, chans, reqs, nil
+}
+
+func (s *Server) forget(c *connection) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.connections, c)
+}
+
+// closeWhere closes the connections that match, each with its tunnels taken out of the rotation first.
+func (s *Server) closeWhere(reason string, match func(*connection) bool) {
+	s.mu.Lock()
+	all := make([]*connection, 0, len(s.connections))
+	for c := range s.connections {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	// Not under mu: a connection's lock comes before the server's.
+	for _, c := range all {
+		if match(c) {
+			c.close(reason)
+		}
+	}
+}
+
+// CloseTunnel closes the live connections of a tunnel that was deleted.
+func (s *Server) CloseTunnel(tunnelID string) {
+	s.closeWhere("its tunnel was deleted", func(c *connection) bool { return c.serves("", tunnelID) })
+}
+
+// CloseSocket closes the live connections of a socket that was deleted.
+func (s *Server) CloseSocket(socketID string) {
+	s.closeWhere("its socket was deleted", func(c *connection) bool { return c.serves(socketID, "") })
+}
+
+// Shutdown tells clients to reconnect, by closing their sessions, then closes all connections and waits until ctx ends for
+// everything to be over. The listeners are the caller's to close, before.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	for conn := range s.handshakes {
+		_ = conn.Close()
+	}
+	s.mu.Unlock()
+	s.closeWhere("the edge is stopping", func(*connection) bool { return true })
+	done := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("SSH connections did not end: %w", ctx.Err())
+	}
+}
+
+func addrOf(addr net.Addr) netip.AddrPort {
+	if tcp, ok := addr.(*net.TCPAddr); ok {
+		ap := tcp.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	}
+	return netip.AddrPort{}
+}

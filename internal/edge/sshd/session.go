@@ -1,0 +1,161 @@
+package sshd
+
+import (
+	"fmt"
+	"io"
+	"sync"
+
+	"golang.org/x/crypto/ssh"
+)
+
+const (
+	ctrlC = 0x03
+	ctrlD = 0x04
+)
+
+// session is a client's session channel: it gets a welcome and then the live request lines. A client takes its end as the
+// word to reconnect.
+type session struct {
+	ch     ssh.Channel
+	done   chan struct{}
+	finish sync.Once
+	shell  bool
+}
+
+func (s *session) close() {
+	s.finish.Do(func() {
+		_, _ = s.ch.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{0}))
+		_ = s.ch.Close()
+		close(s.done)
+	})
+}
+
+func (c *connection) handleChannels(chans <-chan ssh.NewChannel) {
+	for nc := range chans {
+		if nc.ChannelType() != "session" {
+			_ = nc.Reject(ssh.Prohibited, "this server only takes reverse forwards")
+			continue
+		}
+		c.mu.Lock()
+		full := c.closed || len(c.sessions) >= maxSessions
+		c.mu.Unlock()
+		if full {
+			_ = nc.Reject(ssh.ResourceShortage, fmt.Sprintf("a connection may have %d sessions", maxSessions))
+			continue
+		}
+		ch, reqs, err := nc.Accept()
+		if err != nil {
+			continue
+		}
+		s := &session{ch: ch, done: make(chan struct{})}
+		c.mu.Lock()
+		closed := c.closed
+		c.sessions[s] = struct{}{}
+		c.mu.Unlock()
+		if closed {
+			s.close()
+		}
+		c.wg.Add(2)
+		go func() {
+			defer c.wg.Done()
+			c.serveSession(s, reqs)
+		}()
+		go func() {
+			defer c.wg.Done()
+			s.readInput()
+		}()
+	}
+}
+
+// serveSession answers the session's requests until the client or we close it.
+func (c *connection) serveSession(s *session, reqs <-chan *ssh.Request) {
+	for req := range reqs {
+		ok := false
+		switch req.Type {
+		case "pty-req", "window-change", "signal":
+			ok = true
+		case "shell":
+			// One shell a session; exec and subsystem would run something, and there is nothing to run.
+			ok = !s.shell
+		}
+		if req.WantReply {
+			_ = req.Reply(ok, nil)
+		}
+		if ok && req.Type == "shell" {
+			s.shell = true
+			c.wg.Add(1)
+			go func() {
+				defer c.wg.Done()
+				c.writeLines(s)
+			}()
+		}
+	}
+	s.close()
+	c.mu.Lock()
+	delete(c.sessions, s)
+	c.mu.Unlock()
+}
+
+// readInput discards what the client types; Control-C and Control-D end the session. The end of the input does not:
+// clients without a terminal send it at once.
+func (s *session) readInput() {
+	buf := make([]byte, 256)
+	for {
+		n, err := s.ch.Read(buf)
+		for _, b := range buf[:n] {
+			if b == ctrlC || b == ctrlD {
+				s.close()
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// writeLines writes the welcome and then a line for each request. When the client does not read, the write blocks, and
+// the feed drops lines.
+func (c *connection) writeLines(s *session) {
+	sockets := c.sessionSockets()
+	sub := c.server.cfg.Feed.Subscribe(sockets...)
+	defer sub.Close()
+	if _, err := io.WriteString(s.ch, c.welcome(sockets)); err != nil {
+		return
+	}
+	for {
+		select {
+		case line := <-sub.Lines:
+			if _, err := io.WriteString(s.ch, line+"\r\n"); err != nil {
+				return
+			}
+		case <-s.done:
+			return
+		}
+	}
+}
+
+// sessionSockets are the sockets that the connection serves: the one it logged in for, or those it forwards now.
+func (c *connection) sessionSockets() []string {
+	if c.login.socketID != "" {
+		return []string{c.login.socketID}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var ids []string
+	for _, f := range c.forwards {
+		ids = append(ids, f.socketID)
+	}
+	return ids
+}
+
+func (c *connection) welcome(sockets []string) string {
+	text := "\r\nWelcome to the Mysocket edge.\r\n"
+	for _, id := range sockets {
+		socket, err := c.server.cfg.Store.Socket(id)
+		if err != nil {
+			continue
+		}
+		text += fmt.Sprintf("\r\nSocket %q is online:\r\n    %s\r\n", socket.Name, c.server.cfg.URL(socket))
+	}
+	return text + "\r\nRequests are shown as they come. Press Control-C to end.\r\n\r\n"
+}
