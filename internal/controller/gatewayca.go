@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 )
@@ -27,8 +28,8 @@ type GatewayCAReconciler struct {
 	ConfigMap string
 	// Bundle returns the CA certificates, PEM; empty while there are none yet.
 	Bundle func() []byte
-	// Changed has an event whenever Bundle's value changed.
-	Changed <-chan event.GenericEvent
+	// Changed gets a value whenever Bundle's value has changed.
+	Changed <-chan struct{}
 }
 
 // SetupWithManager registers the reconciler.
@@ -46,6 +47,23 @@ func (r *GatewayCAReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		}
 		return out
 	}
+	changed := make(chan event.GenericEvent)
+	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-r.Changed:
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case changed <- event.GenericEvent{Object: &corev1.Namespace{}}:
+			}
+		}
+	})); err != nil {
+		return err
+	}
 	itsNamespace := func(_ context.Context, o client.Object) []reconcile.Request {
 		return []reconcile.Request{{NamespacedName: client.ObjectKey{Name: o.GetNamespace()}}}
 	}
@@ -53,7 +71,7 @@ func (r *GatewayCAReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		Named("gatewayca").
 		For(&corev1.Namespace{}).
 		Watches(&corev1.ConfigMap{}, handler.EnqueueRequestsFromMapFunc(itsNamespace)).
-		WatchesRawSource(source.Channel(r.Changed, handler.EnqueueRequestsFromMapFunc(everywhere))).
+		WatchesRawSource(source.Channel(changed, handler.EnqueueRequestsFromMapFunc(everywhere))).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 2, RateLimiter: rateLimiter()}).
 		Complete(r)
 }

@@ -1,0 +1,35 @@
+// Command webhook is the control plane: admission and gateway on every replica, controllers on the leader.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+
+	ctrl "sigs.k8s.io/controller-runtime"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	if err := mainErr(); err != nil {
+		if !errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintln(os.Stderr, "webhook: "+err.Error())
+		}
+		os.Exit(2)
+	}
+}
+
+func mainErr() error {
+	o, err := parseOptions(os.Args[1:], os.Getenv, os.Stderr)
+	if err != nil {
+		return err
+	}
+	if o.version {
+		fmt.Println(version)
+		return nil
+	}
+	return run(ctrl.SetupSignalHandler(), o)
+}

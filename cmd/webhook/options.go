@@ -1,0 +1,216 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/mysocketio/mysocket-injector/internal/inject"
+	"github.com/mysocketio/mysocket-injector/internal/mysocket"
+)
+
+// options are the program's flags, validated.
+type options struct {
+	version   bool
+	namespace string
+
+	apiURL       string
+	apiCAFile    string
+	sshAddress   string
+	hostKeysFile string
+	accountDir   string
+	clusterName  string
+
+	webhookConfiguration string
+	webhookService       string
+	gatewayService       string
+	certificateSecret    string
+	lease                string
+	webhookPort          int
+	gatewayPort          int
+	metricsAddress       string
+	healthAddress        string
+
+	sidecar   inject.Config
+	logLevel  slog.Level
+	logFormat string
+
+	hostKeys []string
+	apiCA    *x509.CertPool
+}
+
+var clusterNamePattern = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)?$`)
+
+// parseOptions reads flags and the files that they name. getenv gives the default of --namespace.
+func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (*options, error) {
+	o := &options{}
+	var pullPolicy, resources, level string
+	var adminPort int
+	f := flag.NewFlagSet("webhook", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.BoolVar(&o.version, "version", false, "print the version and exit")
+	f.StringVar(&o.namespace, "namespace", getenv("POD_NAMESPACE"), "the control plane's own namespace (default: env POD_NAMESPACE)")
+	f.StringVar(&o.apiURL, "mysocket-api", "https://api.mysocket.io", "base URL of the Mysocket API; https only")
+	f.StringVar(&o.apiCAFile, "mysocket-ca", "", "file with PEM certificates to trust for the API beside the system's; may be empty")
+	f.StringVar(&o.sshAddress, "mysocket-ssh", "ssh.mysocket.io:22", "the edge's SSH server, host:port, as pods reach it")
+	f.StringVar(&o.hostKeysFile, "mysocket-ssh-host-keys", "", "file with the edge's SSH host keys, one a line in authorized_keys form; when empty, the key that the API gives is used")
+	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password; read at every login")
+	f.StringVar(&o.clusterName, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
+	f.StringVar(&o.webhookConfiguration, "webhook-configuration", "", "name of the MutatingWebhookConfiguration that gets our CA")
+	f.StringVar(&o.webhookService, "webhook-service", "mysocket-injector-webhook", "name of the Service in front of the webhook")
+	f.StringVar(&o.gatewayService, "gateway-service", "mysocket-injector-gateway", "name of the Service in front of the gateway, on port 443")
+	f.StringVar(&o.certificateSecret, "certificate-secret", "mysocket-injector-certificates", "name of the Secret for our serving certificate")
+	f.StringVar(&o.lease, "lease", "mysocket-injector", "name of the leader election's Lease")
+	f.IntVar(&o.webhookPort, "webhook-port", 10250, "port of the webhook; 10250 is the one that private GKE clusters let through")
+	f.IntVar(&o.gatewayPort, "gateway-port", 10443, "port of the gateway")
+	f.StringVar(&o.metricsAddress, "metrics-address", ":8080", "address of /metrics")
+	f.StringVar(&o.healthAddress, "health-address", ":8081", "address of /healthz and /readyz")
+	f.StringVar(&o.sidecar.Image, "sidecar-image", "", "image of the sidecar (required)")
+	f.StringVar(&pullPolicy, "sidecar-pull-policy", string(corev1.PullIfNotPresent), "pull policy of the sidecar's image: Always, IfNotPresent, Never")
+	f.StringVar(&resources, "sidecar-resources", `{"requests":{"cpu":"10m","memory":"24Mi"},"limits":{"cpu":"500m","memory":"64Mi"}}`, "resources of the sidecar's container, as JSON")
+	f.IntVar(&adminPort, "sidecar-admin-port", inject.DefaultAdminPort, "port of the sidecar's probes and metrics")
+	f.DurationVar(&o.sidecar.ReadyGrace, "sidecar-ready-grace", inject.DefaultReadyGrace, "how long a new pod may stay unready while it has no tunnel yet")
+	f.StringVar(&o.sidecar.LogLevel, "sidecar-log-level", inject.DefaultLogLevel, "debug, info, warn or error")
+	f.StringVar(&o.sidecar.LogFormat, "sidecar-log-format", inject.DefaultLogFormat, "text or json")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	if o.version {
+		return o, nil
+	}
+	if f.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q: there are only flags", f.Arg(0))
+	}
+	if o.namespace == "" {
+		return nil, errors.New("--namespace is missing, and so is the environment variable POD_NAMESPACE")
+	}
+	if o.webhookConfiguration == "" {
+		return nil, errors.New("--webhook-configuration is missing")
+	}
+	if _, err := mysocket.ParseBaseURL(o.apiURL); err != nil {
+		return nil, fmt.Errorf("--mysocket-api: %w", err)
+	}
+	host, port, err := net.SplitHostPort(o.sshAddress)
+	if n, portErr := strconv.Atoi(port); err != nil || host == "" || portErr != nil || n < 1 || n > 65535 {
+		return nil, fmt.Errorf("--mysocket-ssh %q is not host:port", o.sshAddress)
+	}
+	if !clusterNamePattern.MatchString(o.clusterName) {
+		return nil, fmt.Errorf("--cluster-name %q: allowed are up to 63 letters, digits and dashes, beginning and ending with a letter or digit", o.clusterName)
+	}
+	for name, p := range map[string]int{"--webhook-port": o.webhookPort, "--gateway-port": o.gatewayPort, "--sidecar-admin-port": adminPort} {
+		if p < 1 || p > 65535 {
+			return nil, fmt.Errorf("%s %d: allowed are 1 to 65535", name, p)
+		}
+	}
+	if err := o.logLevel.UnmarshalText([]byte(level)); err != nil || !slices.Contains([]string{"debug", "info", "warn", "error"}, level) {
+		return nil, fmt.Errorf("--log-level %q: allowed are debug, info, warn, error", level)
+	}
+	if o.logFormat != "text" && o.logFormat != "json" {
+		return nil, fmt.Errorf("--log-format %q: allowed are text, json", o.logFormat)
+	}
+	strict := json.NewDecoder(strings.NewReader(resources))
+	strict.DisallowUnknownFields()
+	if err := strict.Decode(&o.sidecar.Resources); err != nil {
+		return nil, fmt.Errorf("--sidecar-resources %s: %w", resources, err)
+	}
+	o.sidecar.ImagePullPolicy = corev1.PullPolicy(pullPolicy)
+	o.sidecar.AdminPort = int32(adminPort) //nolint:gosec // checked above
+	o.sidecar.GatewayURL = "https://" + o.gatewayService + "." + o.namespace + ".svc:443"
+	if err := o.sidecar.Validate(); err != nil {
+		return nil, err
+	}
+	if o.hostKeys, err = readHostKeys(o.hostKeysFile); err != nil {
+		return nil, err
+	}
+	if o.apiCA, err = readCA(o.apiCAFile); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// credentials reads the account from its directory, a mounted Secret.
+func (o *options) credentials() (email, password string, err error) {
+	read := func(name string) (string, error) {
+		b, err := os.ReadFile(filepath.Join(o.accountDir, name)) //nolint:gosec // the operator's own path
+		if err != nil {
+			return "", fmt.Errorf("the account's Secret has no key %q", name)
+		}
+		v := strings.TrimRight(string(b), "\r\n")
+		if v == "" {
+			return "", fmt.Errorf("the key %q of the account's Secret is empty", name)
+		}
+		return v, nil
+	}
+	if email, err = read("email"); err != nil {
+		return "", "", err
+	}
+	password, err = read("password")
+	return email, password, err
+}
+
+func readHostKeys(file string) ([]string, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file) //nolint:gosec // the operator's own path
+	if err != nil {
+		return nil, fmt.Errorf("--mysocket-ssh-host-keys: %w", err)
+	}
+	var keys []string
+	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+		if err != nil {
+			return nil, fmt.Errorf("--mysocket-ssh-host-keys: %.40q is not a public key in authorized_keys form (ssh-ed25519 AAAA...)", line)
+		}
+		keys = append(keys, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))))
+	}
+	return keys, nil
+}
+
+// readCA returns nil, for the system's certificates alone, when the file is not given or empty.
+func readCA(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file) //nolint:gosec // the operator's own path
+	if err != nil {
+		return nil, fmt.Errorf("--mysocket-ca: %w", err)
+	}
+	if len(bytes.TrimSpace(b)) == 0 {
+		return nil, nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("--mysocket-ca: %s holds no PEM certificate", file)
+	}
+	return pool, nil
+}
+
+// shutdownTimeout is how long running admissions and gateway requests may take to end; the pod's grace period is 30 s.
+const shutdownTimeout = 10 * time.Second
