@@ -66,7 +66,7 @@ func mainErr(ctx context.Context, argv []string) error {
 		return err
 	}
 	if flags.NArg() == 0 {
-		return errors.New("no command\n" + usage)
+		return errors.New("no command: run it with help for the list")
 	}
 	opts := cluster.Options{Root: *root, Out: os.Stdout}
 	command, args := flags.Arg(0), flags.Args()[1:]
@@ -97,7 +97,7 @@ func mainErr(ctx context.Context, argv []string) error {
 		}
 		return withCluster(ctx, c, command, args)
 	}
-	return fmt.Errorf("%q is no command\n%s", command, usage)
+	return fmt.Errorf("%q is no command: run it with help for the list", command)
 }
 
 // printDir prints a directory and nothing else on standard output, for use in $(...).
@@ -146,7 +146,7 @@ func images(ctx context.Context, opts cluster.Options, args []string) error {
 
 func withCluster(ctx context.Context, c *cluster.Cluster, command string, args []string) error {
 	if len(args) == 0 && (command == "load" || command == "enter") {
-		return fmt.Errorf("%s: nothing named\n%s", command, usage)
+		return fmt.Errorf("%s: nothing named: run it with help for its arguments", command)
 	}
 	switch command {
 	case "load":
