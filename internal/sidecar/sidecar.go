@@ -130,13 +130,14 @@ func New(cfg Config) (*Agent, error) {
 			}
 			return t, nil
 		},
-		dialApp: dialPod(cfg.PodIP),
-		key:     key,
-		version: cfg.Version,
-		clock:   cfg.Clock,
-		random:  cfg.Random,
-		metrics: metrics,
-		logger:  cfg.Logger,
+		dialApp:  podApp{cfg.PodIP}.dial,
+		checkApp: podApp{cfg.PodIP}.check,
+		key:      key,
+		version:  cfg.Version,
+		clock:    cfg.Clock,
+		random:   cfg.Random,
+		metrics:  metrics,
+		logger:   cfg.Logger,
 		connected: func() {
 			select {
 			case a.connected <- struct{}{}:

@@ -63,8 +63,9 @@ type surroundings struct {
 	gateway gateway
 	// connect opens a tunnel; its errors are of type *tunnel.StepError.
 	connect func(context.Context, tunnel.Config) (edgeTunnel, error)
-	// dialApp connects to a port of the pod.
-	dialApp func(ctx context.Context, port int32) (*net.TCPConn, error)
+	// dialApp connects a visitor to a port of the pod, and checkApp asks whether the app there is well.
+	dialApp  func(ctx context.Context, port int32) (*net.TCPConn, error)
+	checkApp func(ctx context.Context, port int32) error
 
 	key     ssh.Signer
 	version string

@@ -3,7 +3,6 @@ package sidecar
 import (
 	"context"
 	"errors"
-	"net"
 	"strconv"
 	"time"
 
@@ -61,15 +60,10 @@ func (s *supervisor) waitForApp(ctx context.Context) bool {
 	}
 }
 
-// checkApp connects to the app and hangs up.
 func (s *supervisor) checkApp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	app, err := s.around.dialApp(ctx, s.assignment.Load().Port)
-	if err != nil {
-		return err
-	}
-	return app.Close()
+	return s.around.checkApp(ctx, s.assignment.Load().Port)
 }
 
 // watch looks after a connected tunnel until it ends or is to end, and says why. An app that stops answering takes its
@@ -147,19 +141,4 @@ func lostReason(err error) end {
 		return end(lost.Reason)
 	}
 	return endLost
-}
-
-// dialPod returns a function that connects to a port of the pod's own address.
-func dialPod(podIP string) func(context.Context, int32) (*net.TCPConn, error) {
-	return func(ctx context.Context, port int32) (*net.TCPConn, error) {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(podIP, strconv.Itoa(int(port))))
-		if err != nil {
-			return nil, err
-		}
-		app, ok := conn.(*net.TCPConn)
-		if !ok {
-			return nil, errors.Join(errors.New("the connection to the app is not TCP"), conn.Close())
-		}
-		return app, nil
-	}
 }
