@@ -102,7 +102,11 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	return reconcile.Result{}, r.setConditions(ctx, svc,
+	again := reconcile.Result{}
+	if !tunnels.ok {
+		again.RequeueAfter = appGrace // a pod that is waiting for its app makes no event when its time is over
+	}
+	return again, r.setConditions(ctx, svc,
 		condition{annotations.SocketReady, true, reasonReady, "the public name is " + socket.URL(), false}, tunnels)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
@@ -22,11 +23,16 @@ const (
 	reasonAllConnected   = "AllConnected"
 	reasonNoPods         = "NoPods"
 	reasonConnecting     = "Connecting"
+	reasonWaitingForApp  = "WaitingForApp"
 	reasonTunnelFailing  = "TunnelFailing"
 	reasonWaitingRestart = "WaitingForRestart"
 	reasonNotLabelled    = "NamespaceNotLabelled"
 	reasonRestartOff     = "RestartIsOff"
 )
+
+// appGrace is how long an app may take to answer before the Service's condition calls it a failure. An app that is just
+// starting is the rule at every rollout.
+const appGrace = 15 * time.Second
 
 // maxMessage keeps a condition readable; the API server's own limit is 32 KiB.
 const maxMessage = 1024
@@ -42,7 +48,8 @@ type condition struct {
 }
 
 // setConditions writes conditions that changed, in one patch that leaves those of others alone, and records an Event for
-// each whose status or reason is new. A changed message alone is no Event, so that counters don't fill the list.
+// each whose status or reason is new, if it is good or bad news: being on the way is no Event, nor is a changed message
+// alone, so that a rollout's counters don't fill the list.
 func (r *ServiceReconciler) setConditions(ctx context.Context, svc *corev1.Service, want ...condition) error {
 	before := svc.DeepCopy()
 	var news []condition
@@ -56,7 +63,7 @@ func (r *ServiceReconciler) setConditions(ctx context.Context, svc *corev1.Servi
 			c.message = strings.ToValidUTF8(c.message[:maxMessage], "") + "..."
 		}
 		old := apimeta.FindStatusCondition(svc.Status.Conditions, c.kind)
-		if old == nil || old.Status != status || old.Reason != c.reason {
+		if (old == nil || old.Status != status || old.Reason != c.reason) && (c.ok || c.trouble) {
 			news = append(news, c)
 		}
 		changed = apimeta.SetStatusCondition(&svc.Status.Conditions, metav1.Condition{
@@ -99,7 +106,8 @@ func (r *ServiceReconciler) clearConditions(ctx context.Context, svc *corev1.Ser
 	return nil
 }
 
-// tunnelsReady reads pods, Tunnels and the namespace and sums them up.
+// tunnelsReady reads pods, Tunnels and the namespace and sums them up. The condition may turn by itself within appGrace
+// when its reason is reasonWaitingForApp.
 func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Service) (condition, error) {
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.InNamespace(svc.Namespace), client.MatchingLabels(svc.Spec.Selector)); err != nil {
@@ -117,11 +125,11 @@ func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Servic
 	if err != nil {
 		return condition{}, err
 	}
-	return summarize(svc.Name, spec, pods.Items, tunnels.Items, &ns), nil
+	return summarize(svc.Name, spec, pods.Items, tunnels.Items, &ns, time.Now()), nil
 }
 
 // summarize makes the TunnelsReady condition of a Service out of what there is. It does no I/O.
-func summarize(service string, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace) condition {
+func summarize(service string, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace, now time.Time) condition {
 	byPod := map[string]v1alpha1.TunnelStatus{}
 	for _, t := range tunnels {
 		if t.Spec.ServiceName == service && t.DeletionTimestamp == nil {
@@ -130,7 +138,7 @@ func summarize(service string, spec annotations.Spec, pods []corev1.Pod, tunnels
 	}
 	var total, connected, bare, skipped int
 	var why *inject.Skip
-	var failing []string
+	var failing, waiting []string
 	var badPort error
 	for i := range pods {
 		pod := &pods[i]
@@ -147,6 +155,8 @@ func summarize(service string, spec annotations.Spec, pods []corev1.Pod, tunnels
 			connected++
 		case !inject.HasSidecar(pod):
 			bare++
+		case st.State == string(gatewayapi.StateWaitingForApp) && st.LastTransitionTime != nil && now.Sub(st.LastTransitionTime.Time) < appGrace:
+			waiting = append(waiting, pod.Name)
 		case st.Message != "":
 			failing = append(failing, fmt.Sprintf("pod %s: %s", pod.Name, st.Message))
 		}
@@ -189,6 +199,8 @@ func summarize(service string, spec annotations.Spec, pods []corev1.Pod, tunnels
 		return say(reasonRestartOff, fmt.Sprintf("%s is %q, so restart their workloads yourself (kubectl rollout restart)", annotations.RolloutMode, annotations.RolloutNever), false)
 	case bare > 0:
 		return say(reasonWaitingRestart, "", false)
+	case len(waiting) > 0:
+		return say(reasonWaitingForApp, "", false)
 	default:
 		return say(reasonConnecting, "", false)
 	}
