@@ -232,7 +232,7 @@ func (p part) ensure(ctx context.Context, o Options, key string) error {
 	if err := os.Remove(keyFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	err := step(o.Out, "building "+p.title, func() error { return p.compile(ctx, bin) })
+	err := Step(o.Out, "building "+p.title, func() error { return p.compile(ctx, bin) })
 	if err != nil {
 		return err
 	}

@@ -211,7 +211,7 @@ func TestBuildImagesRefuses(t *testing.T) {
 }
 
 func TestMissing(t *testing.T) {
-	reqs := []requirement{{"sh", "dash"}, {"no-such-command-here", "thing"}, {"/no/such/file", "thing"}}
+	reqs := []Requirement{{"sh", "dash"}, {"no-such-command-here", "thing"}, {"/no/such/file", "thing"}}
 	got := missing(reqs)
 	if len(got) != 2 {
 		t.Fatalf("missing %v", got)

@@ -33,7 +33,7 @@ type Cluster struct {
 	Started time.Time
 
 	opts Options
-	init process
+	init Process
 }
 
 // ErrNotRunning is what Open returns when there is no cluster.
@@ -58,7 +58,7 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	}
 	defer unlock()
 	start := time.Now()
-	if err := ensurePackages(ctx, o.Out, runRequirements); err != nil {
+	if err := EnsurePackages(ctx, o.Out, runRequirements); err != nil {
 		return nil, err
 	}
 	built, err := build(ctx, o, nil)
@@ -105,7 +105,7 @@ func checkSame(running, built map[string]string) error {
 // logs to be read; down or the next up removes it.
 func create(ctx context.Context, o Options, built map[string]string) (*Cluster, error) {
 	var c *Cluster
-	err := step(o.Out, "starting the node", func() error {
+	err := Step(o.Out, "starting the node", func() error {
 		var err error
 		c, err = startNode(ctx, o, built)
 		return err
@@ -124,11 +124,11 @@ func create(ctx context.Context, o Options, built map[string]string) (*Cluster, 
 		return nil, err
 	}
 	wait := func(what string, ok func(context.Context) error) error {
-		return step(o.Out, "waiting for "+what, func() error {
+		return Step(o.Out, "waiting for "+what, func() error {
 			ctx, cancel := context.WithTimeout(ctx, startTimeout)
 			defer cancel()
 			return c.explain(waitFor(ctx, 50*time.Millisecond, func() error {
-				if !c.init.alive() {
+				if !c.init.Alive() {
 					cancel()
 					return errors.New("the node's first process has ended")
 				}
@@ -139,10 +139,10 @@ func create(ctx context.Context, o Options, built map[string]string) (*Cluster, 
 	if err := wait("the API server", api.ready); err != nil {
 		return nil, err
 	}
-	if err := step(o.Out, "deploying CoreDNS", func() error { return c.deployCoreDNS(ctx) }); err != nil {
+	if err := Step(o.Out, "deploying CoreDNS", func() error { return c.deployCoreDNS(ctx) }); err != nil {
 		return nil, err
 	}
-	if err := step(o.Out, "waiting for the pause and CoreDNS images in containerd", func() error { return c.explain(<-loaded) }); err != nil {
+	if err := Step(o.Out, "waiting for the pause and CoreDNS images in containerd", func() error { return c.explain(<-loaded) }); err != nil {
 		return nil, err
 	}
 	for _, w := range []struct {
@@ -237,7 +237,7 @@ func Open(opts Options) (*Cluster, error) {
 
 func open(o Options) (*Cluster, state, error) {
 	s, err := readState(o.statePath())
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !s.Init.alive() {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !s.Init.Alive() {
 		return nil, s, ErrNotRunning
 	}
 	if err != nil {
@@ -285,7 +285,7 @@ func (c *Cluster) loadWhenReady(ctx context.Context, files ...string) error {
 	defer cancel()
 	socket := fmt.Sprintf("/proc/%d/root%s", c.init.PID, containerdSocket)
 	return waitFor(ctx, 100*time.Millisecond, func() error {
-		if !c.init.alive() {
+		if !c.init.Alive() {
 			cancel()
 			return errors.New("the node's first process has ended")
 		}
@@ -376,7 +376,7 @@ func Down(ctx context.Context, opts Options) error {
 		return err
 	}
 	defer unlock()
-	return step(o.Out, "taking the cluster down", func() error { return clean(ctx, o) })
+	return Step(o.Out, "taking the cluster down", func() error { return clean(ctx, o) })
 }
 
 // clean removes a cluster, whole or in part. It touches nothing when the run directory is not
@@ -401,7 +401,7 @@ func clean(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Init.kill(ctx); err != nil {
+	if err := s.Init.End(ctx, syscall.SIGKILL); err != nil {
 		return err
 	}
 	if err := removeLink(ctx, o); err != nil {
@@ -448,21 +448,4 @@ func removeRunDir(dir string) error {
 		}
 	}
 	return os.RemoveAll(dir)
-}
-
-// kill ends the process and waits until it is gone; being the first of its pid namespace, it
-// takes every other process in it along.
-func (p process) kill(ctx context.Context) error {
-	if !p.alive() {
-		return nil
-	}
-	if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("end process %d: %w", p.PID, err)
-	}
-	return waitFor(ctx, 10*time.Millisecond, func() error {
-		if p.alive() {
-			return fmt.Errorf("process %d is still there", p.PID)
-		}
-		return nil
-	})
 }

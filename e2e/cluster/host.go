@@ -185,10 +185,10 @@ func mountsBelow(mountinfo, dir string) ([]string, error) {
 
 // startInit starts the first process of new namespaces and returns who it is. The process
 // outlives this one.
-func startInit(o Options) (process, error) {
+func startInit(o Options) (Process, error) {
 	out, err := os.OpenFile(filepath.Join(o.logDir(), "init.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return process{}, err
+		return Process{}, err
 	}
 	defer func() { _ = out.Close() }()
 	cmd := exec.Command(filepath.Join(o.binDir(), initBinary), innerCommand, o.planPath()) //nolint:gosec,noctx // it is to outlive us
@@ -200,9 +200,9 @@ func startInit(o Options) (process, error) {
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWNET,
 	}
 	if err := cmd.Start(); err != nil {
-		return process{}, fmt.Errorf("start the node's first process in its own namespaces: %w", err)
+		return Process{}, fmt.Errorf("start the node's first process in its own namespaces: %w", err)
 	}
 	// When it ends while this process lives, it must not stay a zombie.
 	go func() { _ = cmd.Wait() }()
-	return identify(cmd.Process.Pid)
+	return Identify(cmd.Process.Pid)
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -39,33 +40,33 @@ func TestProcessIdentity(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p, err := identify(cmd.Process.Pid)
+	p, err := Identify(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := p
 	other.Start++
-	if !p.alive() || other.alive() {
-		t.Errorf("alive: %v, with another start time: %v", p.alive(), other.alive())
+	if !p.Alive() || other.Alive() {
+		t.Errorf("alive: %v, with another start time: %v", p.Alive(), other.Alive())
 	}
-	if err := other.kill(t.Context()); err != nil || !p.alive() {
+	if err := other.End(t.Context(), syscall.SIGKILL); err != nil || !p.Alive() {
 		t.Errorf("a process that only has the pid of ours was ended (%v)", err)
 	}
 	// Nobody has waited for it yet: what is left is a zombie, which counts as ended.
-	if err := p.kill(t.Context()); err != nil || p.alive() {
-		t.Errorf("after kill: %v, alive %v", err, p.alive())
+	if err := p.End(t.Context(), syscall.SIGKILL); err != nil || p.Alive() {
+		t.Errorf("after End: %v, alive %v", err, p.Alive())
 	}
 	if err := cmd.Wait(); err == nil {
 		t.Error("sleep ended well")
 	}
-	if (process{}).alive() {
+	if (Process{}).Alive() {
 		t.Error("no process is alive")
 	}
 }
 
 func TestStateRoundTrip(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
-	want := state{Init: process{PID: 7, Start: 8, Boot: "b"}, Built: map[string]string{"x": "k"}, Made: []string{"/var/lib/cni"}, Started: time.Unix(9, 0).UTC()}
+	want := state{Init: Process{PID: 7, Start: 8, Boot: "b"}, Built: map[string]string{"x": "k"}, Made: []string{"/var/lib/cni"}, Started: time.Unix(9, 0).UTC()}
 	if err := want.write(path); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +173,7 @@ func TestOpenWithoutCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A state whose process is gone, as after a reboot.
-	if err := (state{Init: process{PID: os.Getpid(), Start: 1, Boot: "another"}}).write(o.statePath()); err != nil {
+	if err := (state{Init: Process{PID: os.Getpid(), Start: 1, Boot: "another"}}).write(o.statePath()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(o); !errors.Is(err, ErrNotRunning) {
@@ -247,14 +248,14 @@ func TestElapsed(t *testing.T) {
 
 func TestStep(t *testing.T) {
 	var out bytes.Buffer
-	if err := step(&out, "waiting for x", func() error { return nil }); err != nil {
+	if err := Step(&out, "waiting for x", func() error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if got := out.String(); got != "waiting for x ... done in 0.0s\n" {
 		t.Errorf("printed %q", got)
 	}
 	out.Reset()
-	err := step(&out, "waiting for y", func() error { return os.ErrNotExist })
+	err := Step(&out, "waiting for y", func() error { return os.ErrNotExist })
 	if !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), "waiting for y: ") || !strings.Contains(out.String(), "failed after") {
 		t.Errorf("printed %q, returned %v", out.String(), err)
 	}

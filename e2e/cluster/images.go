@@ -63,7 +63,7 @@ func BuildImages(ctx context.Context, opts Options, tag string, names ...string)
 			return nil, fmt.Errorf("image %q: the images are %s", n, strings.Join(ImageNames(), ", "))
 		}
 	}
-	if err := ensurePackages(ctx, o.Out, imageRequirements); err != nil {
+	if err := EnsurePackages(ctx, o.Out, imageRequirements); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(o.imageDir(), 0o755); err != nil { //nolint:gosec // images are no secret
@@ -75,7 +75,7 @@ func BuildImages(ctx context.Context, opts Options, tag string, names ...string)
 			continue
 		}
 		var img Image
-		err := step(o.Out, "building image "+ImageRepository+src.name+":"+tag, func() error {
+		err := Step(o.Out, "building image "+ImageRepository+src.name+":"+tag, func() error {
 			var err error
 			img, err = src.build(ctx, o, tag)
 			return err

@@ -16,13 +16,13 @@ const (
 	caBundle = "/etc/ssl/certs/ca-certificates.crt"
 )
 
-// requirement is a command (or a file, when it begins with a slash) and the Debian package
+// Requirement is a command (or a file, when it begins with a slash) and the Debian package
 // that has it.
-type requirement struct{ what, pkg string }
+type Requirement struct{ What, Package string }
 
 // runRequirements is what a running cluster needs beside what is built from Go modules.
 // kube-proxy uses nft; the kubelet mounts with mount; enter uses nsenter.
-var runRequirements = []requirement{
+var runRequirements = []Requirement{
 	{"containerd", "containerd"},
 	{"ctr", "containerd"},
 	{"containerd-shim-runc-v2", "containerd"},
@@ -37,17 +37,17 @@ var runRequirements = []requirement{
 }
 
 // imageRequirements is what building the product's images needs.
-var imageRequirements = []requirement{{caBundle, "ca-certificates"}}
+var imageRequirements = []Requirement{{caBundle, "ca-certificates"}}
 
 // missing returns the requirements that are not there.
-func missing(reqs []requirement) []requirement {
-	var out []requirement
+func missing(reqs []Requirement) []Requirement {
+	var out []Requirement
 	for _, r := range reqs {
 		var err error
-		if strings.HasPrefix(r.what, "/") {
-			_, err = os.Stat(r.what)
+		if strings.HasPrefix(r.What, "/") {
+			_, err = os.Stat(r.What)
 		} else {
-			_, err = lookPath(r.what)
+			_, err = lookPath(r.What)
 		}
 		if err != nil {
 			out = append(out, r)
@@ -71,21 +71,21 @@ func lookPath(name string) (string, error) {
 }
 
 // describeMissing says what is not there and how to get it.
-func describeMissing(reqs []requirement) error {
+func describeMissing(reqs []Requirement) error {
 	var names, pkgs []string
 	for _, r := range reqs {
-		names = append(names, r.what)
-		if !slices.Contains(pkgs, r.pkg) {
-			pkgs = append(pkgs, r.pkg)
+		names = append(names, r.What)
+		if !slices.Contains(pkgs, r.Package) {
+			pkgs = append(pkgs, r.Package)
 		}
 	}
 	return fmt.Errorf("missing on this machine: %s. On Debian or Ubuntu run as root: apt-get install -y --no-install-recommends %s",
 		strings.Join(names, ", "), strings.Join(pkgs, " "))
 }
 
-// ensurePackages installs the packages of what is missing when this process is root on a
+// EnsurePackages installs the packages of what is missing when this process is root on a
 // Debian, and says what is missing otherwise.
-func ensurePackages(ctx context.Context, out io.Writer, reqs []requirement) error {
+func EnsurePackages(ctx context.Context, out io.Writer, reqs []Requirement) error {
 	lacking := missing(reqs)
 	if len(lacking) == 0 {
 		return nil
@@ -96,11 +96,11 @@ func ensurePackages(ctx context.Context, out io.Writer, reqs []requirement) erro
 	}
 	var pkgs []string
 	for _, r := range lacking {
-		if !slices.Contains(pkgs, r.pkg) {
-			pkgs = append(pkgs, r.pkg)
+		if !slices.Contains(pkgs, r.Package) {
+			pkgs = append(pkgs, r.Package)
 		}
 	}
-	err = step(out, "installing Debian packages: "+strings.Join(pkgs, " "), func() error {
+	err = Step(out, "installing Debian packages: "+strings.Join(pkgs, " "), func() error {
 		if err := run(ctx, nil, aptGet, "update", "-q"); err != nil {
 			return err
 		}

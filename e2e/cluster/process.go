@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,12 +9,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
-// process names one process for good: a pid alone may come to mean another process, a pid with
+// Process names one process for good: a pid alone may come to mean another process, a pid with
 // its start time within one boot cannot.
-type process struct {
+type Process struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"` // clock ticks after boot
 	Boot  string `json:"boot"`
@@ -21,7 +23,7 @@ type process struct {
 
 // state is what up records and down goes by.
 type state struct {
-	Init    process           `json:"init"`  // the first process of the namespaces, by its pid outside of them
+	Init    Process           `json:"init"`  // the first process of the namespaces, by its pid outside of them
 	Built   map[string]string `json:"built"` // part name to the key it was built under
 	Made    []string          `json:"made"`  // directories outside of the run directory that did not exist before
 	Started time.Time         `json:"started,omitzero"`
@@ -35,21 +37,21 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// identify describes the process that has the pid now. A zombie is no process: it has ended
+// Identify describes the process that has the pid now. A zombie is no process: it has ended
 // and only waits for its parent to ask.
-func identify(pid int) (process, error) {
+func Identify(pid int) (Process, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return process{}, err
+		return Process{}, err
 	}
 	state, start, err := parseStat(string(b))
 	if err != nil {
-		return process{}, fmt.Errorf("process %d: %w", pid, err)
+		return Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
 	if state == "Z" || state == "X" {
-		return process{}, fmt.Errorf("process %d has ended: %w", pid, os.ErrNotExist)
+		return Process{}, fmt.Errorf("process %d has ended: %w", pid, os.ErrNotExist)
 	}
-	return process{PID: pid, Start: start, Boot: bootID()}, nil
+	return Process{PID: pid, Start: start, Boot: bootID()}, nil
 }
 
 // parseStat reads the state (field 3) and the start time (field 22) of a line of
@@ -67,9 +69,27 @@ func parseStat(line string) (state string, start uint64, err error) {
 	return fields[0], start, err
 }
 
-func (p process) alive() bool {
-	now, err := identify(p.PID)
+// Alive tells whether this very process still runs.
+func (p Process) Alive() bool {
+	now, err := Identify(p.PID)
 	return p.PID > 0 && err == nil && now == p
+}
+
+// End sends the process a signal and waits until it is gone. The first process of a pid
+// namespace takes every other process in it along.
+func (p Process) End(ctx context.Context, signal syscall.Signal) error {
+	if !p.Alive() {
+		return nil
+	}
+	if err := syscall.Kill(p.PID, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("end process %d: %w", p.PID, err)
+	}
+	return waitFor(ctx, 10*time.Millisecond, func() error {
+		if p.Alive() {
+			return fmt.Errorf("process %d is still there", p.PID)
+		}
+		return nil
+	})
 }
 
 func readState(path string) (state, error) {

@@ -10,9 +10,9 @@ import (
 // reportEvery is how often a long step says that it is still at work.
 const reportEvery = 15 * time.Second
 
-// step runs fn and prints what is being done, how long it has taken in a long step, and how
+// Step runs fn and prints what is being done, how long it has taken in a long step, and how
 // long it took in the end.
-func step(out io.Writer, what string, fn func() error) error {
+func Step(out io.Writer, what string, fn func() error) error {
 	start := time.Now()
 	p := &syncWriter{w: out}
 	p.printf("%s ...", what)
