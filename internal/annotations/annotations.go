@@ -190,6 +190,10 @@ func servicePort(svc *corev1.Service) (corev1.ServicePort, error) {
 	if len(have) == 0 {
 		return corev1.ServicePort{}, &Problem{ReasonPortNotFound, "the Service has no TCP port; only TCP can be made public"}
 	}
+	const most = 10 // a Service may have hundreds, and the message goes into a condition and an Event
+	if more := len(have) - most; more > 0 {
+		have = append(have[:most], fmt.Sprintf("and %d more", more))
+	}
 	return corev1.ServicePort{}, &Problem{ReasonPortNotFound,
 		fmt.Sprintf("annotation %s: the Service has no TCP port %s; it has %s", Port, quote(want), strings.Join(have, ", "))}
 }
