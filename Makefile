@@ -1,0 +1,56 @@
+# Every target installs what it needs (Debian packages when root, Go modules) or says what is missing.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+E2E := go -C e2e
+GOLANGCI_LINT_VERSION := v2.15.0
+CONTROLLER_GEN_VERSION := v0.23.0
+TOOLS := $(CURDIR)/.cache/tools
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 20
+
+.PHONY: demo demo-existing demo-down
+demo: ## the main job, end to end: cluster, edge, chart, annotated Service, 60 public requests over 3 pods
+	$(E2E) run ./cmd/demo new
+demo-existing: ## the same with pods that ran before their Service was annotated
+	$(E2E) run ./cmd/demo existing
+demo-down: ## end the demo's edge and cluster and remove what they made
+	$(E2E) run ./cmd/demo down
+
+.PHONY: test test-unit test-envtest test-e2e
+test: test-unit test-envtest test-e2e ## all tests
+test-unit: ## unit tests of both modules, with the race detector
+	go test -race ./...
+	$(E2E) test -race ./...
+test-envtest: ## tests of the control plane against a real API server
+	assets=$$($(E2E) run ./cmd/cluster envtest-assets); KUBEBUILDER_ASSETS=$$assets go test -race -count=1 ./internal/controller/... ./internal/gateway/... ./internal/certs/...
+test-e2e: ## tests on a real cluster (needs root); leaves it up, make demo-down ends it
+	$(E2E) test -tags cluster -count=1 -timeout 30m -v ./tests
+
+.PHONY: bench
+bench: ## measure what the README states
+	$(E2E) run ./cmd/measure
+
+.PHONY: build images generate lint fmt
+build: ## build the three programs into bin/
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+images: ## build the images, and load them if the cluster is up
+	$(E2E) run ./cmd/cluster images
+generate: ## regenerate deep copies and the CRD
+	go run sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_GEN_VERSION) object paths=./api/... crd paths=./api/... output:crd:dir=charts/mysocket-injector/crds
+lint: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION) ## golangci-lint on both modules
+	$< run ./...
+	cd e2e && $< run --build-tags cluster ./...
+fmt: ## gofmt
+	gofmt -w $$(git ls-files '*.go')
+$(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION):
+	GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	mv $(TOOLS)/golangci-lint $@
+
+.PHONY: cluster-up cluster-down
+cluster-up: ## only the cluster
+	$(E2E) run ./cmd/cluster up
+cluster-down: ## end the cluster
+	$(E2E) run ./cmd/cluster down
