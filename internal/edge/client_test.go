@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -400,3 +401,5 @@ func tryGet(ctx context.Context, client *http.Client, url string) (int, string, 
 	body, err := io.ReadAll(resp.Body)
 	return resp.StatusCode, string(body), err
 }
+
+func pemOf(block *pem.Block) []byte { return pem.EncodeToMemory(block) }

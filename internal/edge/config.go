@@ -35,6 +35,8 @@ type Config struct {
 	CAOut         string
 	SSHHostKeyOut string
 
+	// PasswordCost is the bcrypt cost of account passwords; bcrypt's default if 0.
+	PasswordCost int
 	// Version is shown in the SSH banner.
 	Version string
 	// Log is where the edge logs; slog.Default() if nil.

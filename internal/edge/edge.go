@@ -63,7 +63,7 @@ type Addresses struct {
 }
 
 // New opens the state, makes the keys that are missing, and listens on all addresses. Nothing is served before Run.
-func New(cfg Config) (e *Edge, err error) {
+func New(cfg Config) (_ *Edge, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func New(cfg Config) (e *Edge, err error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	e = &Edge{cfg: cfg, log: cfg.Log}
+	e := &Edge{cfg: cfg, log: cfg.Log}
 	defer func() {
 		if err != nil {
 			e.Close()
@@ -161,7 +161,8 @@ func (e *Edge) build() error {
 	})
 	apiHandler := api.New(api.Config{
 		Store: e.store, Keys: e.keys, Hooks: hooks{e}, Log: e.log.With("part", "api"), Domain: cfg.Domain,
-		WebPorts: []int{portOf(httpServer.ln), portOf(httpsServer.ln)}, AllowRegistration: cfg.AllowRegistration, Now: cfg.Now,
+		WebPorts: []int{portOf(httpServer.ln), portOf(httpsServer.ln)}, AllowRegistration: cfg.AllowRegistration,
+		PasswordCost: cfg.PasswordCost, Now: cfg.Now,
 	})
 	apiCert, err := e.keys.Serving(apiNames(cfg)...)
 	if err != nil {
@@ -366,7 +367,7 @@ func (e *Edge) CACertificate() []byte { return e.keys.CAPEM }
 func (e *Edge) SSHHostKey() string { return e.keys.HostKeyLine() }
 
 // AddUser makes an account. Errors are sentences for whoever asked for it.
-func (e *Edge) AddUser(n NewUser) (User, error) { return addUser(e.store, n) }
+func (e *Edge) AddUser(n NewUser) (User, error) { return addUser(e.store, n, e.cfg.PasswordCost) }
 
 // Users returns all accounts, oldest first.
 func (e *Edge) Users() []User { return (&Accounts{store: e.store}).List() }

@@ -37,7 +37,7 @@ func OpenAccounts(path string) (*Accounts, error) {
 func (a *Accounts) Close() error { return a.store.Close() }
 
 // Add makes an account. Errors are sentences for whoever asked for it.
-func (a *Accounts) Add(n NewUser) (User, error) { return addUser(a.store, n) }
+func (a *Accounts) Add(n NewUser) (User, error) { return addUser(a.store, n, 0) }
 
 // List returns all accounts, oldest first.
 func (a *Accounts) List() []User {
@@ -57,8 +57,8 @@ func (a *Accounts) Delete(email string) error {
 	return a.store.DeleteUser(u.ID)
 }
 
-func addUser(st *store.Store, n NewUser) (User, error) {
-	u, err := api.AddUser(st, api.NewUser{Name: n.Name, Email: n.Email, Password: n.Password, SSHKey: n.SSHKey})
+func addUser(st *store.Store, n NewUser, cost int) (User, error) {
+	u, err := api.AddUser(st, api.NewUser{Name: n.Name, Email: n.Email, Password: n.Password, SSHKey: n.SSHKey}, cost)
 	if err != nil {
 		return User{}, err
 	}

@@ -21,12 +21,11 @@ const (
 	// TokenLifetime is how long a token is good for.
 	TokenLifetime = 300 * time.Minute
 
-	maxNameLength   = 256
-	maxEmailLength  = 254
-	minPassword     = 8
-	maxPassword     = 72 // bcrypt takes no more
-	maxTokenLength  = 4096
-	passwordHashing = bcrypt.DefaultCost
+	maxNameLength  = 256
+	maxEmailLength = 254
+	minPassword    = 8
+	maxPassword    = 72 // bcrypt takes no more
+	maxTokenLength = 4096
 )
 
 // NewUser is what it takes to make an account.
@@ -38,8 +37,12 @@ type NewUser struct {
 	SSHKey string `json:"sshkey"`
 }
 
-// AddUser checks and stores a new account. Errors are sentences for whoever asked for it.
-func AddUser(st *store.Store, n NewUser) (store.User, error) {
+// AddUser checks and stores a new account. cost is that of bcrypt, its default if 0. Errors are sentences for whoever
+// asked for it.
+func AddUser(st *store.Store, n NewUser, cost int) (store.User, error) {
+	if cost == 0 {
+		cost = bcrypt.DefaultCost
+	}
 	if err := checkText("name", n.Name, maxNameLength); err != nil {
 		return store.User{}, err
 	}
@@ -56,7 +59,7 @@ func AddUser(st *store.Store, n NewUser) (store.User, error) {
 			return store.User{}, badRequest("sshkey: %s", err)
 		}
 	}
-	hash, err := bcrypt.GenerateFromPassword([]byte(n.Password), passwordHashing)
+	hash, err := bcrypt.GenerateFromPassword([]byte(n.Password), cost)
 	if err != nil {
 		return store.User{}, fmt.Errorf("hash password: %w", err)
 	}
@@ -120,7 +123,7 @@ func (a *API) register(r *http.Request, _ store.User) (any, error) {
 		return nil, err
 	}
 	defer release()
-	u, err := AddUser(a.cfg.Store, n)
+	u, err := AddUser(a.cfg.Store, n, a.cfg.PasswordCost)
 	if err != nil {
 		return nil, err
 	}

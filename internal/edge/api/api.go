@@ -51,6 +51,8 @@ type Config struct {
 	WebPorts []int
 	// AllowRegistration lets strangers make accounts.
 	AllowRegistration bool
+	// PasswordCost is that of bcrypt; its default if 0.
+	PasswordCost int
 	// Now may be nil.
 	Now func() time.Time
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/bcrypt"
+
 	"github.com/mysocketio/mysocket-injector/internal/edge"
 )
 
@@ -57,6 +59,7 @@ func Start(t testing.TB, options ...Option) *Edge {
 		TCPPorts:     edge.PortRange{Min: 20000, Max: 29999},
 		Version:      "test",
 		Log:          slog.New(slog.DiscardHandler),
+		PasswordCost: bcrypt.MinCost, // Tests under the race detector would wait seconds for a proper one.
 		Timings:      edge.Timings{Drain: time.Second},
 	}
 	for _, option := range options {
