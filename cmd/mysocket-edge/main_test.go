@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func invoke(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(stdin), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestUsage(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{nil, 2, "Usage:"},
+		{[]string{"help"}, 0, "Usage:"},
+		{[]string{"version"}, 0, "mysocket-edge dev"},
+		{[]string{"fly"}, 2, `no command "fly"`},
+		{[]string{"user"}, 2, "user add"},
+		{[]string{"user", "fly"}, 2, `no command "fly"`},
+		{[]string{"serve", "--help"}, 0, "-tcp-ports"},
+		{[]string{"user", "add", "--help"}, 0, "-password-file"},
+		{[]string{"serve", "extra"}, 2, `unexpected argument "extra"`},
+		{[]string{"serve", "--nothing"}, 2, "-nothing"},
+		{[]string{"serve", "--domain", "Not A Domain"}, 2, `--domain "Not A Domain" is not a DNS name`},
+		{[]string{"serve", "--api-address", "8443"}, 2, `--api-address "8443" is not host:port`},
+		{[]string{"serve", "--ssh-address", ":99999"}, 2, `--ssh-address ":99999" has no port`},
+		{[]string{"serve", "--tcp-ports", "9-1"}, 2, `--tcp-ports "9-1" is not a range`},
+		{[]string{"serve", "--api-hosts", "a.example, b c"}, 2, `--api-hosts: "b c"`},
+		{[]string{"serve", "--log-level", "loud"}, 2, `--log-level "loud"`},
+		{[]string{"serve", "--log-format", "xml"}, 2, `--log-format "xml"`},
+		{[]string{"serve", "--state", "/nonexistent/x.db", "--ssh-address", "127.0.0.1:0"}, 1, "/nonexistent"},
+	} {
+		code, out, errs := invoke(t, "", c.args...)
+		if code != c.code || !strings.Contains(out+errs, c.says) {
+			t.Errorf("%q: exit %d, %s%s", c.args, code, out, errs)
+		}
+	}
+}
+
+func TestUserCommands(t *testing.T) {
+	dir := t.TempDir()
+	state := filepath.Join(dir, "x.db")
+	passwordFile := filepath.Join(dir, "password")
+	if err := os.WriteFile(passwordFile, []byte("from a file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		stdin string
+		args  []string
+		code  int
+		says  string
+	}{
+		{"a long password\nand more\n", []string{"user", "add", "--email", "a@example.com", "--name", "Ann"}, 0, "-"},
+		{"", []string{"user", "add", "--email", "b@example.com", "--password-file", passwordFile}, 0, "-"},
+		{"a long password\n", []string{"user", "add", "--email", "A@example.com"}, 1, "already"},
+		{"", []string{"user", "add", "--email", "c@example.com"}, 1, "no password on stdin"},
+		{"short", []string{"user", "add", "--email", "c@example.com"}, 1, "5 bytes"},
+		{"a long password", []string{"user", "add", "--email", "nonsense"}, 1, `"nonsense"`},
+		{"a long password", []string{"user", "add"}, 2, "--email is required"},
+		{"", []string{"user", "add", "--email", "c@example.com", "--password-file", filepath.Join(dir, "none")}, 1, "none"},
+		{"", []string{"user", "list"}, 0, "b@example.com"},
+		{"", []string{"user", "delete", "--email", "b@example.com"}, 0, "deleted b@example.com"},
+		{"", []string{"user", "delete", "--email", "b@example.com"}, 1, `no account for "b@example.com"`},
+		{"", []string{"user", "delete"}, 2, "--email is required"},
+	} {
+		code, out, errs := invoke(t, c.stdin, append(c.args, "--state", state)...)
+		if code != c.code || !strings.Contains(out+errs, c.says) {
+			t.Errorf("%q: exit %d, %s%s", c.args, code, out, errs)
+		}
+		if strings.Contains(out+errs, "a long password") {
+			t.Errorf("%q prints the password", c.args)
+		}
+	}
+	if _, out, _ := invoke(t, "", "user", "list", "--state", state); strings.Count(out, "@") != 1 {
+		t.Errorf("the list is\n%s", out)
+	}
+}
+
+// log collects what a process writes, and tells when something is in it.
+type log struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *log) has(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.buf.String(), text)
+}
+
+// TestProcess runs the real program: it says where it listens, is ready, holds its state file, and ends with 0 at SIGTERM.
+func TestProcess(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "mysocket-edge")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	state := filepath.Join(dir, "x.db")
+	stderr := &log{}
+	cmd := exec.CommandContext(context.Background(), program, "serve", "--domain", "edge.example.com", "--state", state, "--api-address", "127.0.0.1:0",
+		"--ssh-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--https-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0",
+		"--ca-out", filepath.Join(dir, "ca.pem"), "--ssh-host-key-out", filepath.Join(dir, "host.pub"))
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	timeout := time.After(30 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !stderr.has("msg=ready") {
+		select {
+		case err := <-exited:
+			t.Fatalf("ended with %v: %s", err, stderr.buf.String())
+		case <-timeout:
+			t.Fatal("not ready")
+		case <-tick.C:
+		}
+	}
+	for _, part := range []string{"api", "ssh", "http", "https", "admin"} {
+		if !stderr.has("msg=listening part=" + part + " ") {
+			t.Errorf("no line says that %s listens", part)
+		}
+	}
+	for _, file := range []string{"ca.pem", "host.pub"} {
+		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Size() == 0 {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	if code, _, errs := invoke(t, "a long password", "user", "add", "--email", "a@example.com", "--state", state); code != 1 || !strings.Contains(errs, "in use") {
+		t.Errorf("user add beside a running edge: exit %d, %s", code, errs)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-exited:
+		if err != nil || !stderr.has("msg=stopped") {
+			t.Errorf("SIGTERM: %v: %s", err, stderr.buf.String())
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("still running 10 s after SIGTERM")
+	}
+}
