@@ -95,6 +95,42 @@ func (b *edgeBackend) Delete(ctx context.Context, socketID, tunnelID string) err
 	return b.api.DeleteTunnel(ctx, socketID, tunnelID)
 }
 
+// startEdge runs an edge with one socket.
+func startEdge(t *testing.T) (*edgetest.Edge, *mysocket.Client, mysocket.Socket) {
+	t.Helper()
+	edge := edgetest.Start(t)
+	api, err := mysocket.New(mysocket.Config{
+		BaseURL:     edge.APIURL,
+		Credentials: func() (string, string, error) { return edge.Email, edge.Password, nil },
+		Transport:   edge.APIClient(t).Transport,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := api.CreateSocket(t.Context(), mysocket.Socket{Name: "k8s shop.web", Type: "http"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return edge, api, socket
+}
+
+// serveApp runs an HTTP app on loopback.
+func serveApp(t *testing.T, handler http.Handler) (*http.Server, int32) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { _ = server.Close() })
+	return server, int32(listener.Addr().(*net.TCPAddr).Port) //nolint:gosec // a port
+}
+
+func assign(socket mysocket.Socket, port int32) gatewayapi.Assignment {
+	return gatewayapi.Assignment{SocketID: socket.ID, SocketName: socket.Name, Service: "web", URL: socket.URL(), Port: port}
+}
+
 // process is a running sidecar.
 type process struct {
 	command *exec.Cmd
@@ -137,7 +173,7 @@ func startProcess(t *testing.T, program string, gateway *gatewaytest.Gateway) *p
 	token, ca := gateway.Files(t)
 	p := &process{
 		out: &syncBuffer{}, admin: "127.0.0.1:" + freePort(t), done: make(chan error, 1),
-		socket: fmt.Sprintf("process-test-%d-%s", os.Getpid(), t.Name()),
+		socket: "process-test-" + freePort(t),
 	}
 	p.command = exec.Command(program, "run", "--gateway="+gateway.URL, "--token-file="+token, "--ca-file="+ca, //nolint:gosec // our own program
 		"--admin-address="+p.admin, "--drain-socket="+p.socket, "--drain-timeout=20s")
@@ -206,19 +242,7 @@ func (p *process) resident(t *testing.T) int {
 // request, end.
 func TestLifeOfASidecar(t *testing.T) {
 	program := build(t)
-	edge := edgetest.Start(t)
-	api, err := mysocket.New(mysocket.Config{
-		BaseURL:     edge.APIURL,
-		Credentials: func() (string, string, error) { return edge.Email, edge.Password, nil },
-		Transport:   edge.APIClient(t).Transport,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket, err := api.CreateSocket(t.Context(), mysocket.Socket{Name: "k8s shop.web", Type: "http"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	edge, api, socket := startEdge(t)
 	backend := &edgeBackend{api: api, edge: edge, tunnels: map[string]mysocket.Tunnel{}}
 	gateway := gatewaytest.Start(t, backend)
 
@@ -230,16 +254,8 @@ func TestLifeOfASidecar(t *testing.T) {
 		<-finish
 		_, _ = io.WriteString(w, "at last")
 	})
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: app, ReadHeaderTimeout: time.Minute}
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(func() { _ = server.Close() })
-	gateway.Assign(gatewayapi.Assignment{
-		SocketID: socket.ID, SocketName: socket.Name, Service: "web", URL: socket.URL(), Port: int32(listener.Addr().(*net.TCPAddr).Port), //nolint:gosec // a port
-	})
+	_, port := serveApp(t, app)
+	gateway.Assign(assign(socket, port))
 
 	p := startProcess(t, program, gateway)
 	gatewaytest.Eventually(t, "the sidecar registers", func() bool { return len(gateway.Calls()) > 0 })

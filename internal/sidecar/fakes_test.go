@@ -88,12 +88,16 @@ func (g *fakeGateway) seen() []string {
 	return slices.Clone(g.calls)
 }
 
+// reported returns the reported states, without those that last for no time at all in the bubble: whether the reporter
+// sees them is chance.
 func (g *fakeGateway) reported() []gatewayapi.State {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var states []gatewayapi.State
 	for _, report := range g.reports {
-		states = append(states, report.State)
+		if report.State != gatewayapi.StateConnecting || report.Message != "" {
+			states = append(states, report.State)
+		}
 	}
 	return states
 }

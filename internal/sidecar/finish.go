@@ -92,7 +92,11 @@ func (s *supervisor) deleteTunnel(ctx context.Context) {
 	if s.login == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout-hurriedWithdraw)
+	timeout := deleteTimeout
+	if ctx.Err() != nil {
+		timeout = hurriedDelete
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	if err := s.around.gateway.Delete(ctx, s.assignment.Load().SocketID, s.login.tunnelID); err != nil {
 		s.logger.Warn("the tunnel could not be deleted; the control plane does it when the pod is gone", "tunnel", s.login.tunnelID, "err", err)

@@ -28,9 +28,10 @@ const (
 	withdrawTimeout = 5 * time.Second
 	// retireLinger is how long the connections of a socket that was taken away may still run.
 	retireLinger = 10 * time.Second
-	// stopTimeout bounds all that is done after SIGTERM, and hurriedWithdraw the edge's part of it.
-	stopTimeout     = 3 * time.Second
+	// After SIGTERM there are few seconds left: these two, and what an attempt to connect may still take, are 3 s together.
 	hurriedWithdraw = time.Second
+	hurriedDelete   = 1500 * time.Millisecond
+	deleteTimeout   = 10 * time.Second
 
 	// refusalsBeforeNew is how many logins in a row an edge may refuse, with new certificates, before the tunnel
 	// itself is taken for gone and registered anew.

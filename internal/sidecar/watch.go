@@ -100,12 +100,16 @@ func (s *supervisor) watch(work context.Context, t edgeTunnel) end {
 			withdrawn = true
 			s.enter(gatewayapi.StateWaitingForApp, "the app stopped answering on port "+strconv.Itoa(int(port)))
 			s.logger.Warn("the app stopped answering; leaving the edge's rotation", "port", port, "err", err, "open", t.Open())
-			if err := s.withdraw(work, t, withdrawTimeout); err != nil {
+			if err := s.withdraw(work, t, withdrawTimeout); work.Err() != nil {
+				return endAsked
+			} else if err != nil {
 				s.logger.Warn("withdrawal failed", "err", err)
 				return endForward
 			}
 		case withdrawn:
-			if err := t.Forward(work); err != nil {
+			if err := t.Forward(work); work.Err() != nil {
+				return endAsked
+			} else if err != nil {
 				s.logger.Warn("the edge does not forward again", "err", err)
 				return endForward
 			}

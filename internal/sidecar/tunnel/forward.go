@@ -12,6 +12,9 @@ import (
 
 const (
 	forwardTimeout = 15 * time.Second
+	// forwardGrace is how much longer the answer is awaited when nobody wants the tunnel any more: an edge that was asked
+	// may have sent visitors already, and they are not to be cut off.
+	forwardGrace = 500 * time.Millisecond
 	// settle is how long after the edge's acknowledgement of a withdrawal visitors are still taken: those whose
 	// opening was on its way, or in our own queue, when the acknowledgement came.
 	settle = 500 * time.Millisecond
@@ -56,7 +59,9 @@ func (t *Tunnel) Forward(ctx context.Context) error {
 		port, err = boundPort(reply)
 	}
 	if err != nil {
-		t.forward.set(forwardNone, 0)
+		if ok || ctx.Err() == nil {
+			t.forward.set(forwardNone, 0)
+		} // else the edge may forward all the same, and Withdraw has something to take back
 		return &StepError{StepForward, err}
 	}
 	t.forward.set(forwardActive, port)
@@ -76,14 +81,14 @@ func boundPort(reply []byte) (uint32, error) {
 }
 
 // Withdraw takes the tunnel out of the edge's rotation and returns when the edge has acknowledged that, so that no new
-// visitor comes. Those that are open stay. Withdrawing what is not forwarded does nothing.
+// visitor comes. Those that are open stay. Withdrawing what is not forwarded does nothing; a withdrawal that failed may be
+// tried again.
 func (t *Tunnel) Withdraw(ctx context.Context) error {
 	state, port := t.forward.current()
 	if state == forwardNone {
 		return nil
 	}
 	ok, _, err := t.request(ctx, "cancel-tcpip-forward", ssh.Marshal(forwardRequest{t.cfg.ForwardHost, port}))
-	t.forward.withdraw(t.cfg.Clock.Now())
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return errors.New("the edge did not acknowledge the withdrawal in time")
@@ -92,6 +97,7 @@ func (t *Tunnel) Withdraw(ctx context.Context) error {
 	case !ok:
 		return errors.New("the edge refused the withdrawal")
 	}
+	t.forward.withdraw(t.cfg.Clock.Now())
 	return nil
 }
 

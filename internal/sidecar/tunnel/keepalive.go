@@ -90,8 +90,3 @@ func (t *Tunnel) holdSession() {
 	}
 	close(t.leave)
 }
-
-// String tells which connection this is, for logs.
-func (t *Tunnel) String() string {
-	return fmt.Sprintf("%s at %s", t.conn.User(), t.conn.RemoteAddr())
-}

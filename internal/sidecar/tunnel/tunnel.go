@@ -94,7 +94,8 @@ type Tunnel struct {
 }
 
 // Connect dials the edge, logs in and asks for the forward. Its errors are of type [*StepError]. The context bounds
-// only the connecting; the tunnel lives until Close or until the connection is lost.
+// only the connecting; the tunnel lives until Close or until the connection is lost. Connect may succeed although its
+// context has ended, when that happened while the edge was about to forward.
 func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if cfg.HandshakeTimeout == 0 {
 		cfg.HandshakeTimeout = defaultHandshakeTimeout
@@ -123,7 +124,11 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	t.spawn(func() { t.answerRequests(requests) })
 	t.spawn(func() { t.acceptChannels(channels) })
 	t.spawn(t.keepAlive)
-	if err := t.Forward(ctx); err != nil {
+	asking, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(forwardGrace, cancel) })
+	defer stop()
+	if err := t.Forward(asking); err != nil {
 		t.Close()
 		return nil, err
 	}

@@ -587,3 +587,42 @@ func TestCloseTwiceAndUseAfterClose(t *testing.T) {
 		t.Errorf("closing is no error, but got %v", tun.Err())
 	}
 }
+
+// Whoever cancels the connecting at the moment in which the edge forwards gets the tunnel all the same: there may be visitors
+// in it already.
+func TestAVisitorWhoCameWhileConnectingIsNotCutOff(t *testing.T) {
+	server := sshtest.Start(t)
+	server.HoldForward = make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	connected := make(chan *tunnel.Tunnel, 1)
+	go func() {
+		tun, err := tunnel.Connect(ctx, config(server, sshtest.NewKey(t), listenApp(t, echo)))
+		if err != nil {
+			t.Error(err)
+		}
+		connected <- tun
+	}()
+	edge := server.Await(t)
+	forward := edge.AwaitForward(t) // asked, and not yet answered
+	channel, err := edge.Visit(forward)
+	if err != nil {
+		t.Fatalf("a visitor who was faster than the answer was refused: %v", err)
+	}
+	cancel()
+	close(server.HoldForward)
+	tun := <-connected
+	if tun == nil {
+		t.FailNow()
+	}
+	defer tun.Close()
+	if _, err := io.WriteString(channel, "hello"); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.ReadFull(channel, make([]byte, 5)); err != nil {
+		t.Errorf("the visitor was cut off: %v", err)
+	}
+	if err := tun.Withdraw(t.Context()); err != nil {
+		t.Error(err)
+	}
+	_ = channel.Close()
+}

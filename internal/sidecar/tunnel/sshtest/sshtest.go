@@ -37,6 +37,8 @@ type Server struct {
 	HostKey ssh.PublicKey
 	// BoundPort is what the server says it listens on when asked for port 0.
 	BoundPort uint32
+	// HoldForward, when set before a client comes, delays the answers to forwards until it is closed.
+	HoldForward chan struct{}
 
 	listener net.Listener
 	signer   ssh.Signer
@@ -210,6 +212,12 @@ func (c *Conn) answer(requests <-chan *ssh.Request) {
 			if forward.Port == 0 {
 				forward.Port = c.server.BoundPort
 				reply = binary.BigEndian.AppendUint32(nil, forward.Port)
+			}
+			if hold := c.server.HoldForward; hold != nil {
+				c.Forwards <- forward
+				<-hold
+				_ = request.Reply(true, reply)
+				break
 			}
 			_ = request.Reply(true, reply)
 			c.Forwards <- forward
