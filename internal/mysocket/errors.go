@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 )
 
-// ErrCredentials is what a login that the API refused wraps: e-mail or password are wrong, or there are none.
-var ErrCredentials = errors.New("the Mysocket account was refused")
+// ErrCredentials is wrapped by every error that only another e-mail or password can mend: the API refused them, or there
+// are none.
+var ErrCredentials = errors.New("the Mysocket account can't be used")
 
 // APIError is an answer of the API that is not a success.
 type APIError struct {
@@ -24,7 +26,7 @@ type APIError struct {
 
 // Error says what was asked and what the API answered.
 func (e *APIError) Error() string {
-	s := fmt.Sprintf("the Mysocket API answered %s with %d %s", e.Op, e.Status, http.StatusText(e.Status))
+	s := strings.TrimSpace(fmt.Sprintf("the Mysocket API answered %s with %d %s", e.Op, e.Status, http.StatusText(e.Status)))
 	if e.Message != "" {
 		s += ": " + e.Message
 	}

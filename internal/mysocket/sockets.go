@@ -3,40 +3,59 @@ package mysocket
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 )
 
 // listCache keeps the last list of sockets, so that many reconciles cost one request.
 type listCache struct {
+	fetching lock // held during the request: whoever comes meanwhile would ask the same
+
 	mu      sync.Mutex
 	sockets []Socket
-	fetched time.Time
+	asked   time.Time // when; zero for never
+	changes int       // how often the list was forgotten
 }
 
 // Sockets lists the account's sockets. An answer at most maxAge old is reused; zero always asks. The caller must not
 // change what is returned.
 func (c *Client) Sockets(ctx context.Context, maxAge time.Duration) ([]Socket, error) {
 	l := &c.list
-	l.mu.Lock() // held during the request: whoever comes meanwhile would ask the same
-	defer l.mu.Unlock()
-	if maxAge > 0 && c.now().Sub(l.fetched) <= maxAge {
-		return l.sockets, nil
+	if err := l.fetching.acquire(ctx); err != nil {
+		return nil, fmt.Errorf("GET /socket: wait for the request that is under way: %w", err)
+	}
+	defer l.fetching.release()
+	asked := c.now()
+	l.mu.Lock()
+	sockets, age, changes := l.sockets, asked.Sub(l.asked), l.changes
+	l.mu.Unlock()
+	if maxAge > 0 && age <= maxAge {
+		return sockets, nil
 	}
 	var out []Socket
 	if err := c.do(ctx, http.MethodGet, "/socket", "/socket", nil, &out); err != nil {
 		return nil, err
 	}
-	l.sockets, l.fetched = out, c.now()
+	if slices.ContainsFunc(out, func(s Socket) bool { return s.ID == "" }) {
+		return nil, errors.New("GET /socket: the Mysocket API answered with a socket that lacks socket_id")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.changes == changes { // else it may be of before the change
+		l.sockets, l.asked = out, asked
+	}
 	return out, nil
 }
 
 func (c *Client) forgetList() {
 	c.list.mu.Lock()
-	c.list.fetched = time.Time{}
-	c.list.mu.Unlock()
+	defer c.list.mu.Unlock()
+	c.list.sockets, c.list.asked = nil, time.Time{}
+	c.list.changes++
 }
 
 // CreateSocket makes a new socket. The API makes a second one of the same name without a word: list first.
@@ -52,12 +71,17 @@ func (c *Client) CreateSocket(ctx context.Context, s Socket) (Socket, error) {
 	return out, nil
 }
 
-// UpdateSocket replaces the socket's settings.
+// UpdateSocket replaces the socket's settings and returns the socket as it then is.
 func (c *Client) UpdateSocket(ctx context.Context, s Socket) (Socket, error) {
 	defer c.forgetList()
 	var out Socket
-	err := c.do(ctx, http.MethodPut, "/socket/{id}", "/socket/"+url.PathEscape(s.ID), s, &out)
-	return out, err
+	if err := c.do(ctx, http.MethodPut, "/socket/{id}", "/socket/"+url.PathEscape(s.ID), s, &out); err != nil {
+		return Socket{}, err
+	}
+	if out.ID != s.ID || out.DNSName == "" {
+		return Socket{}, errors.New("PUT /socket/{id}: the Mysocket API answered with another socket, or one that lacks dnsname")
+	}
+	return out, nil
 }
 
 // DeleteSocket deletes a socket with its tunnels. Deleting one that is gone is no error.
