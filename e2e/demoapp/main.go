@@ -6,6 +6,7 @@
 //	/slow?ms=N   answers as / does, after N milliseconds
 //	/stream?n=N&ms=M  N lines, one every M milliseconds, each sent at once
 //	/echo        what was asked (method, headers, body ...), as JSON
+//	/stop?ms=N   takes no new connections for N milliseconds
 package main
 
 import (
@@ -50,18 +51,17 @@ func serve(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", addr) //nolint:noctx // the server ends with ctx
-	if err != nil {
-		return err
-	}
-	slog.Info("listening", "addr", l.Addr().String())
-	srv := &http.Server{Handler: handler(hostname), ReadHeaderTimeout: 10 * time.Second}
-	ended := make(chan error, 1)
-	go func() { ended <- srv.Serve(l) }()
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
+	stop := make(chan time.Duration, 1)
+	srv := &http.Server{Handler: handler(hostname, stop), ReadHeaderTimeout: 10 * time.Second}
+	for ctx.Err() == nil {
+		pause, err := listen(ctx, srv, addr, stop)
+		if err != nil {
+			return err
+		}
+		if pause > 0 {
+			slog.Info("told to stop: taking no new connections", "for", pause)
+			wait(ctx, pause)
+		}
 	}
 	slog.Info("told to end: finishing open requests", "limit", shutdownLimit)
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
@@ -73,7 +73,28 @@ func serve(ctx context.Context, addr string) error {
 	return nil
 }
 
-func handler(hostname string) http.Handler {
+// listen serves on addr until it is told to stop, and returns for how long, or until ctx ends. What is connected stays.
+func listen(ctx context.Context, srv *http.Server, addr string, stop <-chan time.Duration) (time.Duration, error) {
+	l, err := net.Listen("tcp", addr) //nolint:noctx // the server ends with ctx
+	if err != nil {
+		return 0, err
+	}
+	slog.Info("listening", "addr", l.Addr().String())
+	ended := make(chan error, 1)
+	go func() { ended <- srv.Serve(l) }()
+	select {
+	case err := <-ended:
+		return 0, err
+	case pause := <-stop:
+		err := l.Close()
+		<-ended
+		return pause, err
+	case <-ctx.Done():
+		return 0, nil // shutting down closes l
+	}
+}
+
+func handler(hostname string, stop chan<- time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	hello := func(w http.ResponseWriter) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -87,7 +108,7 @@ func handler(hostname string) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		if wait(r.Context(), ms) {
+		if wait(r.Context(), milliseconds(ms)) {
 			hello(w)
 		}
 	})
@@ -101,7 +122,7 @@ func handler(hostname string) http.Handler {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		out := http.NewResponseController(w)
 		for i := range n {
-			if i > 0 && !wait(r.Context(), ms) {
+			if i > 0 && !wait(r.Context(), milliseconds(ms)) {
 				return
 			}
 			if _, err := fmt.Fprintf(w, "%d %s\n", i, hostname); err != nil || out.Flush() != nil {
@@ -110,6 +131,19 @@ func handler(hostname string) http.Handler {
 		}
 	})
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) { echo(w, r, hostname) })
+	mux.HandleFunc("/stop", func(w http.ResponseWriter, r *http.Request) {
+		ms, err := number(r, "ms", 1000, int(maxWait.Milliseconds()))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		select {
+		case stop <- milliseconds(ms):
+			hello(w)
+		default:
+			http.Error(w, "told to stop already", http.StatusConflict)
+		}
+	})
 	return mux
 }
 
@@ -151,9 +185,11 @@ func number(r *http.Request, name string, def, most int) (int, error) {
 	return n, nil
 }
 
-// wait waits for ms milliseconds and says whether the client is still there.
-func wait(ctx context.Context, ms int) bool {
-	t := time.NewTimer(time.Duration(ms) * time.Millisecond)
+func milliseconds(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+
+// wait waits and says whether ctx is still there.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

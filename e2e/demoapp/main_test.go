@@ -25,11 +25,12 @@ func TestHandler(t *testing.T) {
 		{"/slow?ms=-1", 400, "ms=\"-1\": want a whole number from 0 to 600000\n"},
 		{"/stream?n=2&ms=0", 200, "0 pod-1\n1 pod-1\n"},
 		{"/stream?n=x", 400, "n=\"x\": want a whole number from 0 to 100000\n"},
+		{"/stop?ms=1", 200, "Server: pod-1\n"},
 		{"/nothing", 404, "404 page not found\n"},
 	} {
 		t.Run(tc.path, func(t *testing.T) {
 			w := httptest.NewRecorder()
-			handler("pod-1").ServeHTTP(w, httptest.NewRequest(http.MethodGet, tc.path, nil))
+			handler("pod-1", make(chan time.Duration, 1)).ServeHTTP(w, httptest.NewRequest(http.MethodGet, tc.path, nil))
 			if w.Code != tc.code || w.Body.String() != tc.body {
 				t.Errorf("got %d %q, want %d %q", w.Code, w.Body, tc.code, tc.body)
 			}
@@ -41,7 +42,7 @@ func TestEcho(t *testing.T) {
 	req := httptest.NewRequest(http.MethodPut, "/echo?a=b", strings.NewReader("hello"))
 	req.Header.Set("X-Forwarded-For", "192.0.2.7")
 	w := httptest.NewRecorder()
-	handler("pod-1").ServeHTTP(w, req)
+	handler("pod-1", make(chan time.Duration, 1)).ServeHTTP(w, req)
 	var got echoed
 	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
 		t.Fatal(err)
@@ -50,7 +51,7 @@ func TestEcho(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	big := httptest.NewRecorder()
-	handler("pod-1").ServeHTTP(big, httptest.NewRequest(http.MethodPost, "/echo", strings.NewReader(strings.Repeat("x", maxEcho+1))))
+	handler("pod-1", make(chan time.Duration, 1)).ServeHTTP(big, httptest.NewRequest(http.MethodPost, "/echo", strings.NewReader(strings.Repeat("x", maxEcho+1))))
 	if big.Code != http.StatusBadRequest {
 		t.Errorf("a body over the limit: got %d", big.Code)
 	}
@@ -58,7 +59,7 @@ func TestEcho(t *testing.T) {
 
 // TestStreamFlushes reads the first line while the second is not due yet.
 func TestStreamFlushes(t *testing.T) {
-	srv := httptest.NewServer(handler("pod-1"))
+	srv := httptest.NewServer(handler("pod-1", make(chan time.Duration, 1)))
 	defer srv.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -79,24 +80,11 @@ func TestStreamFlushes(t *testing.T) {
 
 // TestServeFinishesOpenRequests ends the server while a request is open: it gets its answer.
 func TestServeFinishesOpenRequests(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // only to find a free port
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	addr := freeAddress(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- serve(ctx, addr) }()
-	var conn net.Conn
-	deadline := time.Now().Add(10 * time.Second)
-	for conn == nil {
-		if conn, err = net.Dial("tcp", addr); err != nil && time.Now().After(deadline) { //nolint:noctx // bounded by the deadline
-			t.Fatal(err)
-		}
-	}
+	conn := dial(t, addr)
 	defer func() { _ = conn.Close() }()
 	if _, err := io.WriteString(conn, "GET /stream?n=2&ms=300 HTTP/1.1\r\nHost: demo\r\n\r\n"); err != nil {
 		t.Fatal(err)
@@ -113,5 +101,62 @@ func TestServeFinishesOpenRequests(t *testing.T) {
 	}
 	if err := <-ended; err != nil {
 		t.Errorf("serve: %v", err)
+	}
+}
+
+// TestStop has the app stop for a while: new connections are refused, then taken again.
+func TestStop(t *testing.T) {
+	addr := freeAddress(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, addr) }()
+	first := dial(t, addr)
+	defer func() { _ = first.Close() }()
+	if _, err := io.WriteString(first, "GET /stop?ms=200 HTTP/1.1\r\nHost: demo\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := http.ReadResponse(bufio.NewReader(first), nil); err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("got %v, %v", res, err)
+	}
+	refused := false
+	for deadline := time.Now().Add(10 * time.Second); !refused && time.Now().Before(deadline); {
+		conn, err := net.Dial("tcp", addr) //nolint:noctx // bounded by the deadline
+		if err == nil {
+			_ = conn.Close()
+		}
+		refused = err != nil
+	}
+	if !refused {
+		t.Error("new connections are still taken")
+	}
+	_ = dial(t, addr).Close() // it listens again
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // only to find a free port
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+// dial connects as soon as somebody listens.
+func dial(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		conn, err := net.Dial("tcp", addr) //nolint:noctx // bounded by the deadline
+		if err == nil {
+			return conn
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
 	}
 }

@@ -81,7 +81,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	if l.Edge, err = startEdge(ctx, l, edgeDir(o.Options)); err != nil {
 		return nil, err
 	}
-	return l, l.install(ctx, o.Values)
+	return l, l.Install(ctx, o.Values...)
 }
 
 // Open returns the lab that is running, or cluster.ErrNotRunning.
@@ -134,9 +134,10 @@ func (l *Lab) HelmArgs() []string {
 	}
 }
 
-// install installs the chart. The tag stays the same over rebuilds, so the image's content goes
-// into an annotation: a rebuilt control plane is rolled out.
-func (l *Lab) install(ctx context.Context, values []string) error {
+// Install installs the chart, or brings the release in line with the lab as it is now; values are
+// further --set arguments. The tag stays the same over rebuilds, so the image's content goes into
+// an annotation: a rebuilt control plane is rolled out.
+func (l *Lab) Install(ctx context.Context, values ...string) error {
 	args := l.HelmArgs()
 	for _, img := range l.Images {
 		if img.Name != "webhook" && img.Name != "tunnel-sidecar" {
