@@ -8,7 +8,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/utils/clock"
 )
 
 // Defaults of [Config].
@@ -41,8 +40,6 @@ type Config struct {
 	// Interval is how often the Secret and the webhook configurations are looked at.
 	Interval time.Duration
 
-	// Clock may be nil, for the real one.
-	Clock clock.Clock
 	// Log may be nil, for none.
 	Log *slog.Logger
 	// Registerer takes the metrics, as controller-runtime's metrics.Registry. It may be nil, for none.
@@ -59,9 +56,6 @@ func (c Config) withDefaults() Config {
 		if *d.field == 0 {
 			*d.field = d.value
 		}
-	}
-	if c.Clock == nil {
-		c.Clock = clock.RealClock{}
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

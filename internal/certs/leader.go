@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -66,7 +67,7 @@ func (m *Manager) tryEnsureSecret(ctx context.Context) error {
 	served := m.material
 	m.mu.Unlock()
 
-	now := m.clock.Now()
+	now := time.Now()
 	var want *material
 	var said []string
 	switch was, why := parseSecret(secret); {

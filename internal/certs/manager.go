@@ -19,7 +19,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 )
@@ -37,7 +36,6 @@ var errNoCertificate = errors.New("no certificate yet: the leader makes one in i
 type Manager struct {
 	cfg      Config
 	client   client.Client
-	clock    clock.Clock
 	log      *slog.Logger
 	report   *reporter
 	rotation rotation
@@ -74,7 +72,6 @@ func New(cfg Config, c client.Client) (*Manager, error) {
 	m := &Manager{
 		cfg:      cfg,
 		client:   c,
-		clock:    cfg.Clock,
 		log:      cfg.Log,
 		report:   &reporter{log: cfg.Log, last: map[string]string{}},
 		rotation: rotation{names: slices.Compact(names), leafLifetime: cfg.LeafLifetime, caLifetime: cfg.CALifetime, overlap: cfg.Overlap},
@@ -105,7 +102,7 @@ func (m *Manager) every(ctx context.Context, do func(context.Context)) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-m.clock.After(interval):
+		case <-time.After(interval):
 		}
 	}
 }
@@ -233,7 +230,7 @@ func (m *Manager) Subscribe() <-chan struct{} {
 // configurations don't trust it. Once they have, a later fault in them is logged and mended, but it doesn't make all
 // replicas unready together: that would take the gateway from sidecars which trust it.
 func (m *Manager) Ready() error {
-	now := m.clock.Now()
+	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
