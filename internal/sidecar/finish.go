@@ -8,11 +8,11 @@ import (
 )
 
 // finish ends a supervisor in order: leave the edge's rotation, let visitors finish, close, delete. t is nil when no
-// tunnel is connected.
-func (s *supervisor) finish(ctx context.Context, t edgeTunnel, stopReporting func()) {
+// tunnel is connected. ctx ends when nothing is to be waited for any more, ending when all must be over.
+func (s *supervisor) finish(ctx, ending context.Context, t edgeTunnel, stopReporting func()) {
 	if t != nil {
 		s.enter(gatewayapi.StateDraining, "")
-		s.leaveRotation(ctx, t)
+		s.leaveRotation(ctx, ending, t)
 	}
 	close(s.withdrawn)
 	if t != nil {
@@ -32,7 +32,7 @@ func (s *supervisor) finish(ctx context.Context, t edgeTunnel, stopReporting fun
 		t.Close()
 		s.tunnel.Store(nil)
 	}
-	s.deleteTunnel(ctx)
+	s.deleteTunnel(ending)
 }
 
 func (s *supervisor) draining() bool { return isClosed(s.drainAsked) }
@@ -48,10 +48,10 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-func (s *supervisor) leaveRotation(ctx context.Context, t edgeTunnel) {
+func (s *supervisor) leaveRotation(ctx, ending context.Context, t edgeTunnel) {
 	timeout := withdrawTimeout
 	if ctx.Err() != nil {
-		ctx, timeout = context.WithoutCancel(ctx), hurriedWithdraw
+		ctx, timeout = ending, hurriedWithdraw
 	}
 	began := s.around.clock.Now()
 	if err := s.withdraw(ctx, t, timeout); err != nil {
@@ -92,11 +92,7 @@ func (s *supervisor) deleteTunnel(ctx context.Context) {
 	if s.login == nil {
 		return
 	}
-	timeout := deleteTimeout
-	if ctx.Err() != nil {
-		timeout = hurriedDelete
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
 	if err := s.around.gateway.Delete(ctx, s.assignment.Load().SocketID, s.login.tunnelID); err != nil {
 		s.logger.Warn("the tunnel could not be deleted; the control plane does it when the pod is gone", "tunnel", s.login.tunnelID, "err", err)

@@ -27,11 +27,11 @@ const (
 	// withdrawTimeout bounds the waiting for the edge to acknowledge that a tunnel left its rotation.
 	withdrawTimeout = 5 * time.Second
 	// retireLinger is how long the connections of a socket that was taken away may still run.
-	retireLinger = 10 * time.Second
-	// After SIGTERM there are few seconds left: these two, and what an attempt to connect may still take, are 3 s together.
+	retireLinger  = 10 * time.Second
+	deleteTimeout = 10 * time.Second
+	// stopTimeout bounds all that is done after SIGTERM, and hurriedWithdraw the edge's part of it.
+	stopTimeout     = 3 * time.Second
 	hurriedWithdraw = time.Second
-	hurriedDelete   = 1500 * time.Millisecond
-	deleteTimeout   = 10 * time.Second
 
 	// refusalsBeforeNew is how many logins in a row an edge may refuse, with new certificates, before the tunnel
 	// itself is taken for gone and registered anew.
@@ -168,9 +168,14 @@ func (s *supervisor) run(ctx context.Context) {
 		}
 		cancel()
 	}()
+	// ending outlives ctx by what may still be done then.
+	ending, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(stopTimeout, end) })
+	defer stop()
 	t := s.keepConnected(work)
 	<-asked
-	s.finish(ctx, t, stopReporting)
+	s.finish(ctx, ending, t, stopReporting)
 	s.lingering.Wait()
 }
 

@@ -420,9 +420,6 @@ func TestTheEndIsBoundedWhateverHangs(t *testing.T) {
 	})
 }
 
-// last0 is last for callers that hold the tunnel's lock.
-func (b *bench) last0() *fakeTunnel { return b.tunnels[b.connections()-1] }
-
 func TestAChangedPortIsUsedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
