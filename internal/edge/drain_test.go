@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,11 +16,18 @@ import (
 // TestRollingReplicasLosesNoRequest replaces replicas under load, again and again, as a rolling update does: a new one
 // connects, an old one cancels its forward, its app stops gracefully, its client leaves.
 func TestRollingReplicasLosesNoRequest(t *testing.T) {
+	t.Run("the app stops after the drain", func(t *testing.T) { rollReplicas(t, false) })
+	// Kubernetes sends SIGTERM to the app while the sidecar still drains: the app refuses, and closes what is idle, before
+	// the edge knows. What can be sent again is.
+	t.Run("the app stops at the same moment", func(t *testing.T) { rollReplicas(t, true) })
+}
+
+func rollReplicas(t *testing.T, appStopsAtOnce bool) {
 	e := edgetest.Start(t)
 	a := login(t, e)
 	s := a.newSocket("http")
 	type pod struct {
-		app     interface{ Close() }
+		app     *httptest.Server
 		replica *replica
 	}
 	start := func(i int) pod {
@@ -37,7 +45,7 @@ func TestRollingReplicasLosesNoRequest(t *testing.T) {
 			for i := 0; ctx.Err() == nil; i++ {
 				var resp *http.Response
 				var err error
-				if (worker+i)%4 == 0 {
+				if (worker+i)%4 == 0 && !appStopsAtOnce {
 					resp, err = visitor.Post("http://"+s.DNSName+"/echo", "text/plain", strings.NewReader("a body"))
 				} else {
 					resp, err = visitor.Get("http://" + s.DNSName + "/")
@@ -62,6 +70,15 @@ func TestRollingReplicasLosesNoRequest(t *testing.T) {
 		eventually(t, "requests to flow", func() bool { return total.Load() > before+40 || failed.Load() > 0 })
 		old := pods[0]
 		pods = pods[1:]
+		var stopping sync.WaitGroup
+		stopApp := func() {
+			if err := old.app.Config.Shutdown(context.Background()); err != nil {
+				t.Error(err)
+			}
+		}
+		if appStopsAtOnce {
+			stopping.Go(stopApp)
+		}
 		if !old.replica.cancel() {
 			t.Error("the cancel was refused")
 		}
@@ -71,7 +88,8 @@ func TestRollingReplicasLosesNoRequest(t *testing.T) {
 		if now := old.replica.opened.Load(); now != opened {
 			t.Errorf("%d channels were opened after the cancel was acknowledged", now-opened)
 		}
-		old.app.Close()
+		stopping.Go(stopApp)
+		stopping.Wait()
 		old.replica.close()
 	}
 	stop()
