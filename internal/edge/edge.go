@@ -30,6 +30,8 @@ const (
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 120 * time.Second
 	maxHeaderBytes    = 128 << 10
+	// settleTimeout is well below what a draining client waits for the answer to its cancel.
+	settleTimeout = 2 * time.Second
 	// stopTimeout bounds what comes after the drain.
 	stopTimeout = 2 * time.Second
 )
@@ -157,7 +159,7 @@ func (e *Edge) build() error {
 		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Log: e.log.With("part", "ssh"), Version: cfg.Version,
 		URL:              func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) },
 		HandshakeTimeout: timings.HandshakeTimeout, KeepaliveInterval: timings.KeepaliveInterval,
-		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: timings.OpenTimeout,
+		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: settleTimeout,
 	})
 	apiHandler := api.New(api.Config{
 		Store: e.store, Keys: e.keys, Hooks: hooks{e}, Log: e.log.With("part", "api"), Domain: cfg.Domain,

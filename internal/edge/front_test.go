@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -215,8 +216,9 @@ func TestForwardedHeadersAreTheEdges(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "Forwarded", "X-Auth-Email", "X-Forwarded-Port"} {
-			req.Header.Set(name, "forged")
+		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "Forwarded", "X-Auth-Email", "X-Forwarded-Port",
+			"X_forwarded_for", "x_real_ip", "Http2-Settings"} {
+			req.Header[name] = []string{"forged"}
 		}
 		resp, err := visitor.Do(req)
 		if err != nil {
@@ -241,6 +243,11 @@ func TestForwardedHeadersAreTheEdges(t *testing.T) {
 		for name, value := range want {
 			if got := echo.Header.Get(name); got != value {
 				t.Errorf("%s: %s is %q, want %q", scheme, name, got, value)
+			}
+		}
+		for name, values := range echo.Header {
+			if slices.Contains(values, "forged") {
+				t.Errorf("%s: the app got the visitor's %s", scheme, name)
 			}
 		}
 		if echo.Header.Get("X-Request-Id") == "" {
@@ -338,6 +345,38 @@ func TestWebSocketUpgrade(t *testing.T) {
 	}
 	_ = conn.Close()
 	eventually(t, "the upgraded connection to end", func() bool { return e.Tunnels()[0].Tunnels[0].Open == 0 })
+}
+
+func TestWhatIsNotProxied(t *testing.T) {
+	e := edgetest.Start(t)
+	a := login(t, e)
+	s := a.newSocket("http")
+	a.connect(s, appAddress(newApp(t, "app")))
+	for _, c := range []struct{ request, answer, hasNot string }{
+		{"GET /echo HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n", "200 OK", "h2c"},
+		{"CONNECT example.com:443 HTTP/1.1\r\nHost: HOST\r\n\r\n", "405 ", "Server:"},
+		{"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400 ", "Server:"},
+		{"GET / HTTP/1.1\r\nHost: HOST\r\nX: " + strings.Repeat("x", 300<<10) + "\r\n\r\n", "431 ", "Server:"},
+	} {
+		conn, err := net.Dial("tcp", e.HTTPAddress)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		_, _ = io.WriteString(conn, strings.ReplaceAll(c.request, "HOST", s.DNSName))
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Errorf("%.40q: %v", c.request, err)
+			_ = conn.Close()
+			continue
+		}
+		body := make([]byte, 4096)
+		n, _ := resp.Body.Read(body)
+		if !strings.HasPrefix(resp.Status, c.answer) || strings.Contains(string(body[:n]), c.hasNot) {
+			t.Errorf("%.40q: %s %s", c.request, resp.Status, body[:n])
+		}
+		_ = conn.Close()
+	}
 }
 
 func TestStreamIsFlushedAtOnce(t *testing.T) {

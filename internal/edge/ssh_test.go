@@ -411,6 +411,38 @@ func TestHandshakeTimeout(t *testing.T) {
 	}
 }
 
+func TestUnauthenticatedConnectionsAreBounded(t *testing.T) {
+	e := edgetest.Start(t)
+	var conns []net.Conn
+	defer func() {
+		for _, conn := range conns {
+			_ = conn.Close()
+		}
+	}()
+	greets := func() bool {
+		conn, err := net.Dial("tcp", e.SSHAddress)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+		_ = conn.SetReadDeadline(time.Now().Add(patience))
+		n, _ := conn.Read(make([]byte, 4))
+		return n > 0
+	}
+	taken := 0
+	for range 300 {
+		if !greets() {
+			break
+		}
+		taken++
+	}
+	if taken != 256 {
+		t.Errorf("%d connections from one address may hang about without logging in", taken)
+	}
+	_ = conns[0].Close()
+	eventually(t, "room for another", greets)
+}
+
 func TestKeysThatAreSigned(t *testing.T) {
 	e := edgetest.Start(t)
 	a := login(t, e)

@@ -83,7 +83,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec.Header().Set("Cache-Control", "no-store")
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	a.handler.ServeHTTP(rec, r)
-	a.cfg.Log.Info("api request", "method", r.Method, "path", r.URL.Path, "status", rec.status,
+	a.cfg.Log.Info("api request", "method", truncate(r.Method, 20), "path", truncate(r.URL.Path, 200), "status", rec.status,
 		"remote", r.RemoteAddr, "ms", time.Since(start).Milliseconds())
 }
 

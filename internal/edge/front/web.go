@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -87,6 +88,10 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	v := &visit{id: newRequestID(), visitor: visitorOf(r)}
 	defer w.finish(v, rec, r, start)
 
+	if r.Method == http.MethodConnect {
+		w.page(rec, r, v, http.StatusMethodNotAllowed, "This is no forward proxy.")
+		return
+	}
 	socket, err := w.cfg.Store.SocketByDNSName(hostName(r.Host))
 	if err != nil || !socket.Type.Web() {
 		w.page(rec, r, v, http.StatusNotFound, "There is no socket with this name.")
@@ -171,6 +176,25 @@ var ownedHeaders = []string{
 	"X-Forwarded-Ssl", "X-Forwarded-Scheme", "X-Real-Ip", "X-Client-Ip", "True-Client-Ip", "X-Auth-Name", "X-Auth-Email",
 }
 
+// dropForged removes what only the edge may say, and the upgrade to HTTP/2: over it a visitor could send requests
+// that do not pass here.
+func dropForged(h http.Header) {
+	for _, name := range ownedHeaders {
+		h.Del(name)
+	}
+	for name := range h {
+		// Many frameworks see no difference between X_Real_Ip and X-Real-Ip.
+		if strings.Contains(name, "_") && slices.Contains(ownedHeaders, http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))) {
+			delete(h, name)
+		}
+	}
+	if strings.EqualFold(strings.TrimSpace(h.Get("Upgrade")), "h2c") {
+		h.Del("Upgrade")
+		h.Del("Connection")
+	}
+	h.Del("Http2-Settings")
+}
+
 func rewrite(pr *httputil.ProxyRequest) {
 	v := visitOf(pr.In.Context())
 	out := pr.Out
@@ -181,9 +205,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if v.socket.UpstreamHTTPHostname != "" {
 		out.Host = v.socket.UpstreamHTTPHostname
 	}
-	for _, name := range ownedHeaders {
-		out.Header.Del(name)
-	}
+	dropForged(out.Header)
 	proto := "http"
 	if pr.In.TLS != nil {
 		proto = "https"

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -158,10 +159,19 @@ func (s *Server) handle(conn net.Conn) {
 	}
 	c, chans, reqs, err := s.handshake(conn)
 	if err != nil {
-		s.log.Info("SSH login failed", "remote", conn.RemoteAddr().String(), "err", err)
+		s.log.Info("SSH login failed", "remote", conn.RemoteAddr().String(), "err", bounded(err))
 		return
 	}
 	c.serve(chans, reqs)
+}
+
+// bounded keeps a client from filling the log with what it sent.
+func bounded(err error) string {
+	text := err.Error()
+	if len(text) > 300 {
+		text = strings.ToValidUTF8(text[:300], "") + "..."
+	}
+	return text
 }
 
 // handshake logs a client in and makes it known, so that from then on a deletion closes it.
