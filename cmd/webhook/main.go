@@ -14,10 +14,8 @@ import (
 var version = "dev"
 
 func main() {
-	if err := mainErr(); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, "webhook: "+err.Error())
-		}
+	if err := mainErr(); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "webhook: "+err.Error())
 		os.Exit(2)
 	}
 }

@@ -207,14 +207,12 @@ func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, ap
 		Log:          log.With("component", "gateway"),
 	})
 	return mgr.Add(onEveryReplica(func(ctx context.Context) error {
-		if certificates.Wait(ctx) != nil {
-			return nil // we are told to stop before we began
-		}
+		_ = certificates.Wait(ctx) // fails only when we are told to stop before we began; Serve then ends at once
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(o.gatewayPort)))
 		if err != nil {
 			return fmt.Errorf("gateway: %w", err)
 		}
-		c := &tls.Config{} //nolint:gosec // serving sets the minimum version
+		c := &tls.Config{MinVersion: tls.VersionTLS12}
 		serving(c)
 		return server.Serve(ctx, listener, c)
 	}))
