@@ -75,6 +75,15 @@ func (c Config) withDefaults() Config {
 	if c.LogFormat == "" {
 		c.LogFormat = DefaultLogFormat
 	}
+	c.Resources = *c.Resources.DeepCopy()
+	for name, limit := range c.Resources.Limits { // as the API server does
+		if _, ok := c.Resources.Requests[name]; !ok {
+			if c.Resources.Requests == nil {
+				c.Resources.Requests = corev1.ResourceList{}
+			}
+			c.Resources.Requests[name] = limit.DeepCopy()
+		}
+	}
 	return c
 }
 
