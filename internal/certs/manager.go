@@ -226,9 +226,17 @@ func (m *Manager) Subscribe() <-chan struct{} {
 	return s
 }
 
+// Published says why the API server would not call our webhook, as last seen: a webhook configuration is missing, or it
+// doesn't trust our certificate.
+func (m *Manager) Published() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.webhooks
+}
+
 // Ready says why this replica can't serve yet: it has no certificate, its certificate has expired, or the webhook
-// configurations don't trust it. Once they have, a later fault in them is logged and mended, but it doesn't make all
-// replicas unready together: that would take the gateway from sidecars which trust it.
+// configurations don't trust it. Once they have, a later fault in them is logged and mended ([Manager.Published] tells),
+// but it doesn't make all replicas unready together: that would take the gateway from sidecars which trust it.
 func (m *Manager) Ready() error {
 	now := time.Now()
 	m.mu.Lock()

@@ -265,6 +265,9 @@ func TestFirstSeconds(t *testing.T) {
 		}
 		pass(10 * time.Second)
 		says("")
+		if err := follower.Published(); err == nil || !strings.Contains(err.Error(), "does not exist") {
+			t.Errorf("Published says %v", err)
+		}
 
 		select {
 		case <-changed:
