@@ -11,26 +11,33 @@ TOOLS := $(CURDIR)/.cache/tools
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 
-.PHONY: demo demo-existing demo-down
-demo: ## the main job, end to end: cluster, edge, chart, annotated Service, 60 public requests over 3 pods
+.PHONY: need-go need-test demo demo-existing demo-down
+need-go:
+	@hack/need.sh
+# -race needs a C compiler; the edge's tests log in with OpenSSH's client.
+need-test:
+	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client
+	@[ -e /usr/include/stdlib.h ] || hack/need.sh missing-libc-headers=libc6-dev
+
+demo: need-go ## the main job, end to end: cluster, edge, chart, annotated Service, 60 public requests over 3 pods
 	$(E2E) run ./cmd/demo new
-demo-existing: ## the same with pods that ran before their Service was annotated
+demo-existing: need-go ## the same with pods that ran before their Service was annotated
 	$(E2E) run ./cmd/demo existing
 demo-down: ## end the demo's edge and cluster and remove what they made
 	$(E2E) run ./cmd/demo down
 
 .PHONY: test test-unit test-envtest test-e2e
 test: test-unit test-envtest test-e2e ## all tests
-test-unit: ## unit tests of both modules, with the race detector
+test-unit: need-test ## unit tests of both modules, with the race detector
 	go test -race ./...
 	$(E2E) test -race ./...
-test-envtest: ## tests of the control plane against a real API server
+test-envtest: need-test ## tests of the control plane against a real API server
 	assets=$$($(E2E) run ./cmd/cluster envtest-assets); KUBEBUILDER_ASSETS=$$assets go test -race -count=1 ./internal/controller/... ./internal/gateway/... ./internal/certs/...
-test-e2e: ## tests on a real cluster (needs root); leaves it up, make demo-down ends it
+test-e2e: need-go ## tests on a real cluster (needs root); leaves it up, make demo-down ends it
 	$(E2E) test -tags cluster -count=1 -timeout 30m -v ./tests
 
 .PHONY: bench
-bench: ## measure what the README states
+bench: need-go ## measure what the README states
 	$(E2E) run ./cmd/measure
 
 .PHONY: build images generate lint fmt
