@@ -232,7 +232,7 @@ func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Clien
 			Live:           live,
 			Events:         mgr.GetEventRecorder("mysocket-injector"),
 			Cluster:        o.clusterName,
-			AdmissionReady: certificates.Ready,
+			AdmissionReady: certificates.Published,
 			Now:            time.Now,
 		},
 		&controller.GatewayCAReconciler{
