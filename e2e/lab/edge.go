@@ -166,10 +166,12 @@ type Socket struct {
 	Tunnels    []Tunnel `json:"tunnels"`
 }
 
-// Tunnel is one connected tunnel. Remote is the address and port that its SSH connection comes from.
+// Tunnel is one connected tunnel. Remote is the address and port that its SSH connection comes from, Open the requests
+// that it carries now, Total all it was chosen for.
 type Tunnel struct {
 	ID     string `json:"tunnel"`
 	Remote string `json:"remote"`
+	Open   int    `json:"open"`
 	Total  uint64 `json:"total"`
 }
 
