@@ -14,9 +14,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
@@ -38,7 +41,26 @@ const (
 	lastRetry  = 2 * time.Minute
 	// What only a person can mend (a wrong password, a refused socket) is tried again this often.
 	slowRetry = time.Minute
+	// A socket that was deleted or changed at Mysocket by somebody else gives no event; it is noticed this late.
+	recheck = 10 * time.Minute
 )
+
+// changedBeyondStatus leaves out the updates of a Service that change its status alone. Most are our own conditions, and
+// each would bring the next reconcile at once, past every back-off.
+func changedBeyondStatus() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		old, ok := e.ObjectOld.(*corev1.Service)
+		now, ok2 := e.ObjectNew.(*corev1.Service)
+		if !ok || !ok2 || old.ResourceVersion == now.ResourceVersion { // the informer's resync
+			return true
+		}
+		before, after := *old, *now
+		for _, svc := range []*corev1.Service{&before, &after} {
+			svc.ResourceVersion, svc.ManagedFields, svc.Status = "", nil, corev1.ServiceStatus{}
+		}
+		return !equality.Semantic.DeepEqual(&before, &after)
+	}}
+}
 
 func rateLimiter() workqueue.TypedRateLimiter[reconcile.Request] {
 	return workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](firstRetry, lastRetry)

@@ -65,6 +65,9 @@ func (r *GatewayCAReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		return err
 	}
 	itsNamespace := func(_ context.Context, o client.Object) []reconcile.Request {
+		if o.GetName() != r.ConfigMap {
+			return nil
+		}
 		return []reconcile.Request{{NamespacedName: client.ObjectKey{Name: o.GetNamespace()}}}
 	}
 	return ctrl.NewControllerManagedBy(mgr).

@@ -8,10 +8,12 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
@@ -25,8 +27,12 @@ const (
 	// rolloutPoll is how often a workload that is being restarted is looked at.
 	rolloutPoll = 2 * time.Second
 	// rolloutAgain is how long a workload is left alone after a restart that did not give all its pods a sidecar: the
-	// webhook was down, say, and restarting in a loop would help nobody.
-	rolloutAgain = 2 * time.Minute
+	// webhook was down, say. It doubles with every restart in vain, up to rolloutAgainMost, since restarting in a loop would
+	// help nobody.
+	rolloutAgain     = 2 * time.Minute
+	rolloutAgainMost = 2 * time.Hour
+	// A rollout of ours that has not ended after this (a broken image, say) no longer holds up other workloads.
+	rolloutStuck = 20 * time.Minute
 )
 
 // RolloutReconciler restarts workloads whose pods an enabled Service selects and that lack the sidecar, because they were
@@ -35,9 +41,9 @@ const (
 //
 //	workload                                   what is done
 //	Deployment, StatefulSet, DaemonSet         restarted, then waited for until it has rolled out
-//	paused Deployment, OnDelete                Event; its owner decides
+//	paused Deployment, OnDelete, partition     Event; its owner decides
 //	bare pod, Job, anything else               Event; it must be made anew
-//	restarted less than two minutes ago        left alone until then
+//	restarted less than two minutes ago        left alone until then, and twice as long after every restart in vain
 type RolloutReconciler struct {
 	// Client reads Services, pods and namespaces from the informers. Live reads and patches workloads.
 	Client client.Client
@@ -49,15 +55,18 @@ type RolloutReconciler struct {
 	AdmissionReady func() error
 	Now            func() time.Time
 
-	// current is the workload that is being restarted. Only Reconcile touches it, and only one runs at a time.
+	// Only Reconcile touches these, and only one runs at a time.
+	// current is the workload that is being restarted.
 	current *workload
+	// restarts counts the restarts of a workload, until there was none for long.
+	restarts map[types.UID]int
 }
 
 // SetupWithManager registers the reconciler.
 func (r *RolloutReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("rollout").
-		For(&corev1.Service{}).
+		For(&corev1.Service{}, builder.WithPredicates(changedBeyondStatus())).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(servicesOfPod(mgr.GetClient()))).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(servicesOfNamespace(mgr.GetClient()))).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 1, RateLimiter: rateLimiter()}).
@@ -89,15 +98,21 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, fmt.Errorf("list the pods of Service %s: %w", req, err)
 	}
 	again := time.Duration(0)
-	seen := map[types.UID]bool{}
+	seen := map[types.UID]bool{} // owners of pods and workloads, which for pods of a Deployment are two things
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		if !running(pod) || inject.HasSidecar(pod) || inject.Check(pod) != nil {
 			continue
 		}
+		if owner := metav1.GetControllerOf(pod); owner != nil {
+			if seen[owner.UID] {
+				continue
+			}
+			seen[owner.UID] = true
+		}
 		w, err := r.workloadOf(ctx, pod)
 		if err != nil {
-			return reconcile.Result{}, err
+			return reconcile.Result{}, fmt.Errorf("find the workload of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 		}
 		if w == nil || seen[w.UID()] {
 			continue
@@ -116,6 +131,10 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 
 // restart restarts a workload unless another is on its way, and says when to look again.
 func (r *RolloutReconciler) restart(ctx context.Context, svc *corev1.Service, w *workload) (time.Duration, error) {
+	if w.held != "" {
+		r.Events.Eventf(svc, w.object, corev1.EventTypeWarning, "RestartNeeded", "Rollout", "%s", w.held)
+		return 0, nil
+	}
 	if busy, err := r.busyWith(ctx, w); err != nil || busy {
 		return rolloutPoll, err
 	}
@@ -123,16 +142,15 @@ func (r *RolloutReconciler) restart(ctx context.Context, svc *corev1.Service, w 
 		ctrl.LoggerFrom(ctx).Info("restart put off: admission is not ready", "workload", w.String(), "err", err.Error())
 		return rolloutPoll, nil
 	}
-	if w.held != "" {
-		r.Events.Eventf(svc, w.object, corev1.EventTypeWarning, "RestartNeeded", "Rollout", "%s", w.held)
-		return 0, nil
-	}
 	if !w.rolledOut {
 		return rolloutPoll, nil // by whomever; its new pods may well have the sidecar
 	}
 	now := r.Now()
-	if at, err := time.Parse(time.RFC3339, w.template.Annotations[annotations.RestartedAt]); err == nil && now.Sub(at) < rolloutAgain {
-		return max(time.Second, rolloutAgain-now.Sub(at)), nil
+	if now.Sub(restartedAt(w)) > 2*rolloutAgainMost {
+		delete(r.restarts, w.UID())
+	}
+	if wait := r.pause(w) - now.Sub(restartedAt(w)); wait > 0 {
+		return max(time.Second, min(wait, rolloutAgainMost)), nil // at most, should the annotation be of the future
 	}
 	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{"metadata": map[string]any{
 		"annotations": map[string]string{annotations.RestartedAt: now.UTC().Format(time.RFC3339)}}}}})
@@ -140,12 +158,37 @@ func (r *RolloutReconciler) restart(ctx context.Context, svc *corev1.Service, w 
 		return 0, err
 	}
 	if err := r.Live.Patch(ctx, w.object, client.RawPatch(types.MergePatchType, patch)); err != nil {
+		if !apierrors.IsNotFound(err) {
+			r.Events.Eventf(svc, w.object, corev1.EventTypeWarning, "RestartFailed", "Rollout", "%.900s", fmt.Sprintf("%s could not be restarted: %s", w, err))
+		}
 		return 0, fmt.Errorf("restart %s: %w", w, err)
 	}
 	r.current = w
-	ctrl.LoggerFrom(ctx).Info("workload restarted to get the tunnel sidecar", "service", svc.Namespace+"/"+svc.Name, "workload", w.String())
+	if len(r.restarts) >= 1000 { // of workloads that are long gone, most of them
+		r.restarts = nil
+	}
+	if r.restarts == nil {
+		r.restarts = map[types.UID]int{}
+	}
+	r.restarts[w.UID()]++
+	ctrl.LoggerFrom(ctx).Info("workload restarted to get the tunnel sidecar", "service", svc.Namespace+"/"+svc.Name, "workload", w.String(), "restarts", r.restarts[w.UID()])
+	if r.restarts[w.UID()] > 1 {
+		r.Events.Eventf(svc, w.object, corev1.EventTypeWarning, "RestartedAgain", "Rollout", "%s was restarted again, since its pods came back without the tunnel sidecar; if that goes on, look at the log of mysocket-injector's webhook", w)
+		return rolloutPoll, nil
+	}
 	r.Events.Eventf(svc, w.object, corev1.EventTypeNormal, "Restarted", "Rollout", "%s was restarted so that its pods get the tunnel sidecar", w)
 	return rolloutPoll, nil
+}
+
+// pause is how long a workload is left alone after its last restart.
+func (r *RolloutReconciler) pause(w *workload) time.Duration {
+	pause := rolloutAgain
+	for range r.restarts[w.UID()] - 1 {
+		if pause *= 2; pause >= rolloutAgainMost {
+			return rolloutAgainMost
+		}
+	}
+	return pause
 }
 
 // busyWith tells whether a workload other than w is still rolling out after a restart of ours.
@@ -157,8 +200,7 @@ func (r *RolloutReconciler) busyWith(ctx context.Context, w *workload) (bool, er
 	if err != nil {
 		return false, err
 	}
-	// A rollout that can't end (a broken image, say) must not hold up everyone else's.
-	stuck := now != nil && r.Now().Sub(restartedAt(now)) > 10*rolloutAgain
+	stuck := now != nil && r.Now().Sub(restartedAt(now)) > rolloutStuck
 	if now == nil || now.rolledOut || stuck {
 		r.current = nil
 		return false, nil
@@ -166,6 +208,7 @@ func (r *RolloutReconciler) busyWith(ctx context.Context, w *workload) (bool, er
 	return true, nil
 }
 
+// restartedAt is when we restarted the workload last; the zero time if never.
 func restartedAt(w *workload) time.Time {
 	at, _ := time.Parse(time.RFC3339, w.template.Annotations[annotations.RestartedAt])
 	return at
@@ -230,6 +273,9 @@ func (r *RolloutReconciler) load(ctx context.Context, kind string, key client.Ob
 		w.rolledOut = s.Status.ObservedGeneration >= s.Generation && s.Status.UpdatedReplicas >= want && s.Status.ReadyReplicas >= want && s.Status.CurrentRevision == s.Status.UpdateRevision
 		if s.Spec.UpdateStrategy.Type == appsv1.OnDeleteStatefulSetStrategyType {
 			w.held = fmt.Sprintf("StatefulSet %s updates OnDelete; delete its pods one by one to give them the tunnel sidecar", key.Name)
+		}
+		if u := s.Spec.UpdateStrategy.RollingUpdate; u != nil && u.Partition != nil && *u.Partition > 0 {
+			w.held = fmt.Sprintf("StatefulSet %s updates only from its partition %d on; set the partition to 0 and restart it to give its pods the tunnel sidecar", key.Name, *u.Partition)
 		}
 	case "DaemonSet":
 		s := &appsv1.DaemonSet{}

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -35,8 +36,9 @@ const (
 //
 //	Service                                   what is done
 //	enabled, invalid                          SocketReady=False with the reason; an existing socket is left as it is
+//	enabled, valid, Mysocket does not answer  SocketReady=False with the reason; no finalizer yet, so that it can be deleted
 //	enabled, valid, no socket of its name     finalizer first, then the socket is created
-//	enabled, valid, socket of its name        adopted; its type is brought in line
+//	enabled, valid, socket of its name        adopted (finalizer first); its type is brought in line
 //	not enabled (or deleted), with finalizer  Tunnels deleted, socket deleted or retained, our annotations, conditions, finalizer removed
 //
 // A socket is found by its name, never by the annotation alone: names are made from namespace and Service, and the
@@ -52,7 +54,7 @@ type ServiceReconciler struct {
 func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("service").
-		For(&corev1.Service{}).
+		For(&corev1.Service{}, builder.WithPredicates(changedBeyondStatus())).
 		Watches(&v1alpha1.Tunnel{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
 			t, ok := o.(*v1alpha1.Tunnel)
 			if !ok {
@@ -79,16 +81,24 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return r.invalid(ctx, svc, err)
 	}
+	socket, found, err := r.find(ctx, svc, spec.SocketName, 10*time.Second)
+	if err == nil && !found {
+		// Names are not unique at Mysocket: before one is made, the list must be of now.
+		socket, found, err = r.find(ctx, svc, spec.SocketName, 0)
+	}
+	if err != nil {
+		return r.failed(ctx, svc, reasonAPIFailed, err)
+	}
 	if controllerutil.AddFinalizer(svc, annotations.Finalizer) {
-		// Before there is a socket, so that one is never left behind.
+		// Before there is a socket, so that one is never left behind; but after Mysocket has answered, so that a wrong
+		// password does not keep a Service from being deleted.
 		before := svc.DeepCopy()
 		controllerutil.RemoveFinalizer(before, annotations.Finalizer)
 		if err := r.Client.Patch(ctx, svc, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
 			return reconcile.Result{}, fmt.Errorf("put a finalizer on Service %s: %w", req, err)
 		}
 	}
-	socket, err := r.ensureSocket(ctx, svc, spec)
-	if err != nil {
+	if socket, err = r.ensureSocket(ctx, svc, spec, socket, found); err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
 	if err := r.annotate(ctx, svc, map[string]string{
@@ -102,24 +112,16 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	again := reconcile.Result{}
-	if !tunnels.ok {
+	again := reconcile.Result{RequeueAfter: jitter(recheck)}
+	if tunnels.reason == reasonWaitingForApp {
 		again.RequeueAfter = appGrace // a pod that is waiting for its app makes no event when its time is over
 	}
 	return again, r.setConditions(ctx, svc,
 		condition{annotations.SocketReady, true, reasonReady, "the public name is " + socket.URL(), false}, tunnels)
 }
 
-// ensureSocket finds the socket of the Service's name, or creates it.
-func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, spec annotations.Spec) (mysocket.Socket, error) {
-	socket, found, err := r.find(ctx, svc, spec.SocketName, 10*time.Second)
-	if err == nil && !found {
-		// Names are not unique at Mysocket: before one is made, the list must be of now.
-		socket, found, err = r.find(ctx, svc, spec.SocketName, 0)
-	}
-	if err != nil {
-		return mysocket.Socket{}, err
-	}
+// ensureSocket creates the Service's socket, or brings the one that was found in line.
+func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, spec annotations.Spec, socket mysocket.Socket, found bool) (mysocket.Socket, error) {
 	if !found {
 		made, err := r.API.CreateSocket(ctx, mysocket.Socket{Name: spec.SocketName, Type: spec.SocketType, Description: "made by mysocket-injector"})
 		if err != nil {
@@ -131,12 +133,8 @@ func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Servic
 	if socket.Type == spec.SocketType {
 		return socket, nil
 	}
-	socket.Type = spec.SocketType
-	updated, err := r.API.UpdateSocket(ctx, socket)
-	if err != nil {
-		return mysocket.Socket{}, err
-	}
-	return updated, nil
+	socket.Type, socket.Ports, socket.Tunnels = spec.SocketType, nil, nil // the ports go with the type
+	return r.API.UpdateSocket(ctx, socket)
 }
 
 // find looks for the socket of this name. Of several, the one that the Service is annotated with is taken, else the
@@ -189,7 +187,16 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 	if ctx.Err() != nil {
 		return reconcile.Result{}, ctx.Err() // we are shutting down; the API is not to blame
 	}
-	if condErr := r.setConditions(ctx, svc, condition{annotations.SocketReady, false, reason, err.Error(), true}); condErr != nil {
+	want := []condition{{annotations.SocketReady, false, reason, err.Error(), true}}
+	if svc.DeletionTimestamp == nil && annotations.IsEnabled(svc) && svc.Annotations[annotations.SocketID] != "" {
+		// Tunnels that there are work on without the API.
+		tunnels, err := r.tunnelsReady(ctx, svc)
+		if err != nil {
+			return reconcile.Result{}, err
+		}
+		want = append(want, tunnels)
+	}
+	if condErr := r.setConditions(ctx, svc, want...); condErr != nil {
 		return reconcile.Result{}, condErr
 	}
 	if retry > 0 {

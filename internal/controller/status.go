@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mysocketio/mysocket-injector/api/v1alpha1"
@@ -34,7 +35,7 @@ const (
 // starting is the rule at every rollout.
 const appGrace = 15 * time.Second
 
-// maxMessage keeps a condition readable; the API server's own limit is 32 KiB.
+// maxMessage is what an Event may hold. A condition may hold more, but nobody wants to read that.
 const maxMessage = 1024
 
 // condition is one condition to be set on a Service.
@@ -60,7 +61,7 @@ func (r *ServiceReconciler) setConditions(ctx context.Context, svc *corev1.Servi
 			status = metav1.ConditionTrue
 		}
 		if len(c.message) > maxMessage {
-			c.message = strings.ToValidUTF8(c.message[:maxMessage], "") + "..."
+			c.message = strings.ToValidUTF8(c.message[:maxMessage-len("...")], "") + "..."
 		}
 		old := apimeta.FindStatusCondition(svc.Status.Conditions, c.kind)
 		if (old == nil || old.Status != status || old.Reason != c.reason) && (c.ok || c.trouble) {
@@ -73,7 +74,7 @@ func (r *ServiceReconciler) setConditions(ctx context.Context, svc *corev1.Servi
 	if !changed {
 		return nil
 	}
-	if err := r.Client.Status().Patch(ctx, svc, client.StrategicMergeFrom(before)); err != nil {
+	if err := r.Client.Status().Patch(ctx, svc, client.StrategicMergeFrom(before)); client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("write the conditions of Service %s/%s: %w", svc.Namespace, svc.Name, err)
 	}
 	for _, c := range news {
@@ -125,15 +126,19 @@ func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Servic
 	if err != nil {
 		return condition{}, err
 	}
-	return summarize(svc.Name, spec, pods.Items, tunnels.Items, &ns, time.Now()), nil
+	return summarize(svc, spec, pods.Items, tunnels.Items, &ns, time.Now()), nil
 }
 
 // summarize makes the TunnelsReady condition of a Service out of what there is. It does no I/O.
-func summarize(service string, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace, now time.Time) condition {
-	byPod := map[string]v1alpha1.TunnelStatus{}
+func summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace, now time.Time) condition {
+	// By UID, since a StatefulSet's new pod has the name of its predecessor, whose Tunnel may still be there.
+	byPod := map[types.UID]v1alpha1.TunnelStatus{}
 	for _, t := range tunnels {
-		if t.Spec.ServiceName == service && t.DeletionTimestamp == nil {
-			byPod[t.Spec.PodName] = t.Status
+		if t.Spec.ServiceName != svc.Name || t.Spec.SocketID != svc.Annotations[annotations.SocketID] || t.DeletionTimestamp != nil {
+			continue
+		}
+		for _, owner := range t.OwnerReferences {
+			byPod[owner.UID] = t.Status
 		}
 	}
 	var total, connected, bare, skipped int
@@ -150,7 +155,7 @@ func summarize(service string, spec annotations.Spec, pods []corev1.Pod, tunnels
 			continue
 		}
 		total++
-		switch st, ok := byPod[pod.Name]; {
+		switch st, ok := byPod[pod.UID]; {
 		case ok && st.State == string(gatewayapi.StateConnected):
 			connected++
 		case !inject.HasSidecar(pod):
