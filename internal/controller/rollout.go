@@ -98,26 +98,26 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, fmt.Errorf("list the pods of Service %s: %w", req, err)
 	}
 	again := time.Duration(0)
-	seen := map[types.UID]bool{} // owners of pods and workloads, which for pods of a Deployment are two things
+	owners, workloads := map[types.UID]bool{}, map[types.UID]bool{} // seen; the owners of a Deployment's pods are ReplicaSets
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		if !running(pod) || inject.HasSidecar(pod) || inject.Check(pod) != nil {
 			continue
 		}
 		if owner := metav1.GetControllerOf(pod); owner != nil {
-			if seen[owner.UID] {
+			if owners[owner.UID] {
 				continue
 			}
-			seen[owner.UID] = true
+			owners[owner.UID] = true
 		}
 		w, err := r.workloadOf(ctx, pod)
 		if err != nil {
 			return reconcile.Result{}, fmt.Errorf("find the workload of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 		}
-		if w == nil || seen[w.UID()] {
+		if w == nil || workloads[w.UID()] {
 			continue
 		}
-		seen[w.UID()] = true
+		workloads[w.UID()] = true
 		wait, err := r.restart(ctx, svc, w)
 		if err != nil {
 			return reconcile.Result{}, err
@@ -146,11 +146,13 @@ func (r *RolloutReconciler) restart(ctx context.Context, svc *corev1.Service, w 
 		return rolloutPoll, nil // by whomever; its new pods may well have the sidecar
 	}
 	now := r.Now()
-	if now.Sub(restartedAt(w)) > 2*rolloutAgainMost {
+	since := now.Sub(restartedAt(w))
+	if since > 2*rolloutAgainMost {
 		delete(r.restarts, w.UID())
 	}
-	if wait := r.pause(w) - now.Sub(restartedAt(w)); wait > 0 {
-		return max(time.Second, min(wait, rolloutAgainMost)), nil // at most, should the annotation be of the future
+	// A time that is far in the future was not set by us; one a little ahead was, by a leader with another clock.
+	if wait := r.pause(w) - max(0, since); wait > 0 && since > -rolloutAgain {
+		return max(time.Second, wait), nil
 	}
 	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{"metadata": map[string]any{
 		"annotations": map[string]string{annotations.RestartedAt: now.UTC().Format(time.RFC3339)}}}}})
