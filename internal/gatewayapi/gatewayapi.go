@@ -49,6 +49,9 @@ type Assignment struct {
 	Port int32 `json:"port"`
 	// PublishNotReady is the Service's publishNotReadyAddresses: register without waiting for the app.
 	PublishNotReady bool `json:"publishNotReady,omitempty"`
+	// EdgeAddress is where the edge is now. A registration that names another address is to be renewed before it is used
+	// again. May be empty, when any address is good.
+	EdgeAddress string `json:"edgeAddress,omitempty"`
 }
 
 // RegisterRequest asks for a tunnel, or for a new certificate of one.

@@ -108,7 +108,22 @@ func (g *fakeGateway) lastReport() gatewayapi.StatusReport {
 	return g.reports[len(g.reports)-1]
 }
 
+func (g *fakeGateway) allReports() []gatewayapi.StatusReport {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.reports)
+}
+
+// moveTo gives the edge another address.
+func (g *fakeGateway) moveTo(address string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.address = address
+}
+
 func (g *fakeGateway) registration(tunnelID, publicKey string) gatewayapi.Registration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	return gatewayapi.Registration{
 		TunnelID: tunnelID, Certificate: certify(g.t, g.ca, publicKey, time.Now(), g.lifetime), User: "user",
 		EdgeAddress: g.address, HostKeys: []string{authorizedKey(g.hostKey)}, ForwardHost: "localhost", ForwardPort: 4711,

@@ -38,9 +38,13 @@ type login struct {
 	refused bool // the edge did not want it
 }
 
-// usable tells whether the login may be tried. A fresh one is tried whatever this machine's clock says: the clock may be wrong.
-func (l *login) usable(now time.Time) bool {
+// usable tells whether the login may be tried. A fresh one is tried whatever this machine's clock says: the clock may be
+// wrong; and whatever the gateway says of the edge's address, if it says anything: its replicas may not agree for a moment.
+func (l *login) usable(now time.Time, edgeAddress string) bool {
 	if l == nil || l.refused {
+		return false
+	}
+	if l.used && edgeAddress != "" && edgeAddress != l.address {
 		return false
 	}
 	return !l.used || l.expires.IsZero() || now.Before(l.expires.Add(-expiryMargin))

@@ -299,7 +299,7 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 // ensureLogin makes sure that there is a login that the edge may accept, with as few calls to the gateway as possible:
 // none while the certificate is valid.
 func (s *supervisor) ensureLogin(work context.Context) error {
-	if s.login.usable(s.around.clock.Now()) {
+	if s.login.usable(s.around.clock.Now(), s.assignment.Load().EdgeAddress) {
 		return nil
 	}
 	if s.enter(gatewayapi.StateRegistering, s.message) {

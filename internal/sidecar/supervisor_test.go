@@ -87,6 +87,11 @@ func TestSupervisorWaitsForTheApp(t *testing.T) {
 		b.setApp(false)
 		pass(t, time.Second)
 		b.expectState(gatewayapi.StateConnected)
+		for _, report := range b.gateway.allReports() {
+			if report.State != gatewayapi.StateWaitingForApp && report.Message != "" {
+				t.Errorf("%s is reported with the message %q, which was about the time before", report.State, report.Message)
+			}
+		}
 	})
 }
 
@@ -124,6 +129,28 @@ func TestAnExpiredCertificateIsRenewed(t *testing.T) {
 		pass(t, 6*time.Minute)
 		b.last().lose(lost())
 		pass(t, 2*time.Second)
+		b.expectState(gatewayapi.StateConnected)
+		expect(t, "calls", b.gateway.seen(), []string{"register", "renew"})
+	})
+}
+
+// TestAnEdgeThatMoved has the gateway name another address while the old one can't be reached. The certificate is valid
+// for minutes yet.
+func TestAnEdgeThatMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.connect = func(n int) error {
+			if b.configs[n-1].Address == "edge.test:22" {
+				return &tunnel.StepError{Step: tunnel.StepTCP, Err: errors.New("refused")}
+			}
+			return nil
+		}
+		b.start()
+		pass(t, time.Minute)
+		expect(t, "calls while the gateway knows nothing better", b.gateway.seen(), []string{"register"})
+		b.gateway.moveTo("edge2.test:22")
+		b.sup.update(gatewayapi.Assignment{SocketID: "s1", Port: 8000, EdgeAddress: "edge2.test:22"})
+		pass(t, backoffMax)
 		b.expectState(gatewayapi.StateConnected)
 		expect(t, "calls", b.gateway.seen(), []string{"register", "renew"})
 	})

@@ -41,6 +41,7 @@ func (s *supervisor) waitForApp(ctx context.Context) bool {
 		err := s.checkApp(ctx)
 		if err == nil {
 			if waiting {
+				s.message = "" // what is said of the app is over, and not to be said of the next states
 				s.logger.Info("the app answers", "port", assignment.Port)
 			}
 			return true
