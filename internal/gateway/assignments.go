@@ -132,6 +132,7 @@ func (s *Server) snapshot(ctx context.Context, caller identity) ([]byte, error) 
 	}
 	snap := gatewayapi.Snapshot{Assignments: []gatewayapi.Assignment{}}
 	for _, a := range list {
+		a.EdgeAddress = s.EdgeAddress
 		snap.Assignments = append(snap.Assignments, a.Assignment)
 	}
 	return json.Marshal(snap)
