@@ -48,6 +48,8 @@ type ServiceReconciler struct {
 	API     MysocketAPI
 	Events  events.EventRecorder
 	Cluster string
+
+	refused refusals
 }
 
 // SetupWithManager registers the reconciler.
@@ -72,14 +74,19 @@ func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	svc := &corev1.Service{}
 	if err := r.Client.Get(ctx, req.NamespacedName, svc); err != nil {
+		r.refused.forget(req.NamespacedName)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if svc.DeletionTimestamp != nil || !annotations.IsOurs(svc) || svc.Annotations[annotations.Enabled] == "false" {
+		r.refused.forget(req.NamespacedName)
 		return r.release(ctx, svc)
 	}
 	spec, err := annotations.Parse(svc, r.Cluster)
 	if err != nil {
 		return r.invalid(ctx, svc, err)
+	}
+	if err := r.refused.of(req.NamespacedName, spec, time.Now()); err != nil {
+		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
 	socket, found, err := r.find(ctx, svc, spec.SocketName, 10*time.Second)
 	if err == nil && !found {
@@ -99,6 +106,10 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		}
 	}
 	if socket, err = r.ensureSocket(ctx, svc, spec, socket, found); err != nil {
+		if mysocket.IsRefused(err) {
+			// Shorter than the wait for the next attempt, which is not to find this.
+			r.refused.remember(req.NamespacedName, spec, err, time.Now().Add(slowRetry/2))
+		}
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
 	if err := r.annotate(ctx, svc, map[string]string{
