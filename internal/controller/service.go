@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -47,7 +48,11 @@ type ServiceReconciler struct {
 	Client  client.Client
 	API     MysocketAPI
 	Events  events.EventRecorder
-	Cluster string
+	// Namespace is the control plane's own; Cluster the cluster's name in socket names, which may be empty.
+	Namespace string
+	Cluster   string
+	// Outdated tells whether a pod's sidecar is not the one that would be injected today.
+	Outdated func(*corev1.Pod) bool
 
 	refused refusals
 }
@@ -174,24 +179,35 @@ func (r *ServiceReconciler) find(ctx context.Context, svc *corev1.Service, name 
 	return *best, true, nil
 }
 
-// invalid says what is wrong with the Service. Its socket, if it has one, stays: a typing error must not cost a name.
+// invalid says what is wrong with the Service. The gateway assigns it to no pod until it is mended, but its socket, if it
+// has one, stays: a typing error must not cost a name.
 func (r *ServiceReconciler) invalid(ctx context.Context, svc *corev1.Service, err error) (reconcile.Result, error) {
 	var p *annotations.Problem
 	if !errors.As(err, &p) {
 		return reconcile.Result{}, err
 	}
 	// No retry: only an edit can mend it, and an edit is an event.
-	return reconcile.Result{}, r.setConditions(ctx, svc, condition{annotations.SocketReady, false, p.Reason, p.Message, true})
+	want := []condition{{annotations.SocketReady, false, p.Reason, p.Message, true}}
+	if apimeta.FindStatusCondition(svc.Status.Conditions, annotations.TunnelsReady) != nil {
+		want = append(want, condition{annotations.TunnelsReady, false, p.Reason, "the pods serve nothing while the Service is not valid", false})
+	}
+	return reconcile.Result{}, r.setConditions(ctx, svc, want...)
 }
 
-// failed says what Mysocket answered and decides when to try again. reason is for what has none of its own.
+// failed says what Mysocket answered and decides when to try again. reasonAPIFailed gives way to a more special reason.
 func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, reason string, err error) (reconcile.Result, error) {
 	retry := time.Duration(0)
+	special := func(r string) {
+		retry = jitter(slowRetry)
+		if reason == reasonAPIFailed {
+			reason = r
+		}
+	}
 	switch {
 	case errors.Is(err, mysocket.ErrCredentials):
-		reason, retry = reasonAccount, jitter(slowRetry)
+		special(reasonAccount)
 	case mysocket.IsRefused(err):
-		reason, retry = reasonSocketRefused, jitter(slowRetry)
+		special(reasonSocketRefused)
 	case mysocket.RetryAfter(err) > 0:
 		retry = mysocket.RetryAfter(err) + jitter(firstRetry)
 	}
@@ -248,10 +264,10 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 		}
 		if found {
 			ctrl.LoggerFrom(ctx).Info("socket deleted", "service", svc.Namespace+"/"+svc.Name, "socket", name, "id", socket.ID)
-			r.Events.Eventf(svc, nil, corev1.EventTypeNormal, "SocketDeleted", "Release", "the public name %s was deleted", socket.DNSName)
+			r.tellReleased(ctx, svc, "SocketDeleted", "the public name %s was deleted", socket.DNSName)
 		}
 	} else {
-		r.Events.Eventf(svc, nil, corev1.EventTypeNormal, "SocketRetained", "Release", "the public name %s was kept, as %s asks", svc.Annotations[annotations.DNSName], annotations.DeletionPolicy)
+		r.tellReleased(ctx, svc, "SocketRetained", "the public name %s was kept, since %s is %q and not %q", svc.Annotations[annotations.DNSName], annotations.DeletionPolicy, policy, annotations.PolicyDelete)
 	}
 	if err := r.clearConditions(ctx, svc); err != nil {
 		return reconcile.Result{}, err
@@ -265,6 +281,16 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 		return reconcile.Result{}, fmt.Errorf("release Service %s/%s: %w", svc.Namespace, svc.Name, err)
 	}
 	return reconcile.Result{}, nil
+}
+
+// tellReleased records an Event, unless the whole namespace goes: that takes no new objects, and the refusal of each
+// would be an error in our log.
+func (r *ServiceReconciler) tellReleased(ctx context.Context, svc *corev1.Service, reason, format string, args ...any) {
+	ns := &corev1.Namespace{}
+	if err := r.Client.Get(ctx, client.ObjectKey{Name: svc.Namespace}, ns); err == nil && ns.DeletionTimestamp != nil {
+		return
+	}
+	r.Events.Eventf(svc, nil, corev1.EventTypeNormal, reason, "Release", format, args...)
 }
 
 // annotate sets our annotations where they differ, and touches nothing else.
