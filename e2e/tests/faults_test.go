@@ -113,7 +113,8 @@ func TestAccountAndAddresses(t *testing.T) {
 		reason    string
 		words     []string
 		hasSocket bool
-		// mostCalls of the API within watched are no busy loop.
+		// mostCalls of the API within the time it is watched are no busy loop: a few Services of other tests may still be
+		// there, each with its own back-off that begins at a second.
 		mostCalls int
 	}{
 		{
@@ -122,7 +123,7 @@ func TestAccountAndAddresses(t *testing.T) {
 		},
 		{
 			name: "UnreachableAPI", edge: func(e *lab.Edge) { e.APIURL = "https://" + closedPort },
-			condition: socketReady, reason: "APIUnavailable", words: []string{closedPort, "connection refused"}, mostCalls: 15,
+			condition: socketReady, reason: "APIUnavailable", words: []string{closedPort, "connection refused"}, mostCalls: 30,
 		},
 		{
 			name: "UnreachableSSH", edge: func(e *lab.Edge) { e.SSHAddress = closedPort },

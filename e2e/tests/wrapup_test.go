@@ -124,8 +124,9 @@ func TestWrapUpRights(t *testing.T) {
 		other = "default"
 	)
 	for _, tc := range []struct {
-		namespace, verb, resource string
-		may                       bool
+		namespace, verb string
+		resource        string // resource, resource/name or resource:subresource
+		may             bool
 	}{
 		{other, "get", "secrets", false},
 		{other, "list", "secrets", false},
@@ -145,8 +146,8 @@ func TestWrapUpRights(t *testing.T) {
 		{other, "create", "pods", false},
 		{other, "delete", "pods", false},
 		{other, "patch", "pods", false},
-		{other, "create", "pods/exec", false},
-		{other, "get", "pods/log", false},
+		{other, "create", "pods:exec", false},
+		{other, "get", "pods:log", false},
 		{other, "list", "pods", true},
 		{other, "delete", "services", false},
 		{other, "create", "services", false},
@@ -154,7 +155,7 @@ func TestWrapUpRights(t *testing.T) {
 		{other, "create", "deployments.apps", false},
 		{other, "delete", "deployments.apps", false},
 		{other, "patch", "deployments.apps", true},
-		{other, "create", "serviceaccounts/token", false},
+		{other, "create", "serviceaccounts:token", false},
 		{other, "create", "roles.rbac.authorization.k8s.io", false},
 		{other, "create", "clusterrolebindings.rbac.authorization.k8s.io", false},
 		{other, "patch", "mutatingwebhookconfigurations/anything", false},
@@ -168,7 +169,8 @@ func TestWrapUpRights(t *testing.T) {
 		{own, "get", "leases.coordination.k8s.io/another", false},
 		{other, "create", "tunnels.mysocket.io", true},
 	} {
-		answer, err := env.Kube(t.Context(), "auth", "can-i", tc.verb, tc.resource, "-n", tc.namespace, "--as=system:serviceaccount:"+own+":mysocket-injector")
+		resource, sub, _ := strings.Cut(tc.resource, ":")
+		answer, err := env.Kube(t.Context(), "auth", "can-i", tc.verb, resource, "--subresource="+sub, "-n", tc.namespace, "--as=system:serviceaccount:"+own+":mysocket-injector")
 		may := err == nil && strings.HasSuffix(answer, "yes")
 		if err != nil && !strings.Contains(err.Error(), "exit status 1") {
 			t.Error(err)
