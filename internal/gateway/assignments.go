@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -18,20 +19,18 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
 )
 
-// assigned is one Service that a pod serves, with what both sides need of it.
-type assigned struct {
-	gatewayapi.Assignment
-	service *corev1.Service
-}
+// maxURL bounds what is passed on of an annotation that is only shown.
+const maxURL = 512
 
 // assign works out what a pod serves: the enabled, valid Services of its namespace that select it and have a socket.
 // It does no I/O. The result is ordered by the Service's name and holds at most gatewayapi.MaxAssignments.
-func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []assigned {
-	var out []assigned
+func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewayapi.Assignment {
+	out := []gatewayapi.Assignment{}
 	for i := range services {
 		svc := &services[i]
 		id := svc.Annotations[annotations.SocketID]
-		if id == "" || svc.DeletionTimestamp != nil || !annotations.IsEnabled(svc) || !annotations.Selects(svc, pod.Labels) {
+		// An id that is none (the annotations are the user's) would spoil the whole snapshot for the sidecar.
+		if !validID(id) || svc.DeletionTimestamp != nil || !annotations.IsEnabled(svc) || !annotations.Selects(svc, pod.Labels) {
 			continue
 		}
 		spec, err := annotations.Parse(svc, cluster)
@@ -42,19 +41,23 @@ func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []assign
 		if err != nil {
 			continue // likewise
 		}
-		out = append(out, assigned{gatewayapi.Assignment{
+		url := svc.Annotations[annotations.URL]
+		if len(url) > maxURL {
+			url = ""
+		}
+		out = append(out, gatewayapi.Assignment{
 			SocketID:        id,
 			SocketName:      spec.SocketName,
 			Service:         svc.Name,
-			URL:             svc.Annotations[annotations.URL],
+			URL:             url,
 			Port:            port,
 			PublishNotReady: spec.PublishNotReady,
-		}, svc})
+		})
 	}
-	slices.SortFunc(out, func(a, b assigned) int { return strings.Compare(a.Service, b.Service) })
+	slices.SortFunc(out, func(a, b gatewayapi.Assignment) int { return strings.Compare(a.Service, b.Service) })
 	// Two Services can't have one socket, but annotations are the user's: the first in order keeps it.
 	seen := map[string]bool{}
-	out = slices.DeleteFunc(out, func(a assigned) bool {
+	out = slices.DeleteFunc(out, func(a gatewayapi.Assignment) bool {
 		again := seen[a.SocketID]
 		seen[a.SocketID] = true
 		return again
@@ -62,7 +65,10 @@ func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []assign
 	return out[:min(len(out), gatewayapi.MaxAssignments)]
 }
 
-func (s *Server) assignedTo(ctx context.Context, pod *corev1.Pod) ([]assigned, error) {
+// validID tells whether an id is a UUID in its usual form, as all ids of sockets and tunnels are.
+func validID(id string) bool { return len(id) == 36 && uuid.Validate(id) == nil }
+
+func (s *Server) assignedTo(ctx context.Context, pod *corev1.Pod) ([]gatewayapi.Assignment, error) {
 	var services corev1.ServiceList
 	if err := s.Cache.List(ctx, &services, client.InNamespace(pod.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list the Services of %s: %w", pod.Namespace, err)
@@ -75,6 +81,10 @@ func (s *Server) assignments(w http.ResponseWriter, r *http.Request, caller iden
 	ctx, cancel := context.WithTimeout(r.Context(), maxStreamAge-rand.N(maxStreamAge/4)) //nolint:gosec // jitter, no secret
 	defer cancel()
 	changed, stop := s.Changes.subscribe(caller)
+	if stop == nil {
+		s.fail(w, r, caller, &refusal{http.StatusTooManyRequests, gatewayapi.ReasonTooMany, fmt.Sprintf("pod %s has %d assignment streams open already", caller, maxStreams), gatewayapi.Heartbeat})
+		return
+	}
 	defer stop()
 	rc := http.NewResponseController(w)
 	heartbeat := time.NewTicker(gatewayapi.Heartbeat)
@@ -110,6 +120,8 @@ func (s *Server) assignments(w http.ResponseWriter, r *http.Request, caller iden
 			select {
 			case <-ctx.Done():
 				return
+			case <-s.ending.Done():
+				return
 			case <-heartbeat.C:
 				if !write(nil) {
 					return
@@ -130,10 +142,8 @@ func (s *Server) snapshot(ctx context.Context, caller identity) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	snap := gatewayapi.Snapshot{Assignments: []gatewayapi.Assignment{}}
-	for _, a := range list {
-		a.EdgeAddress = s.EdgeAddress
-		snap.Assignments = append(snap.Assignments, a.Assignment)
+	for i := range list {
+		list[i].EdgeAddress = s.EdgeAddress
 	}
-	return json.Marshal(snap)
+	return json.Marshal(gatewayapi.Snapshot{Assignments: list})
 }

@@ -59,7 +59,12 @@ func (c *Changes) notify(obj any) {
 	}
 }
 
-// subscribe returns a channel that gets a value after every change that may concern the pod, several perhaps as one.
+// maxStreams bounds the streams that one pod may have open at once. A sidecar has one, and for a moment perhaps some that
+// it has given up and we have not noticed.
+const maxStreams = 8
+
+// subscribe returns a channel that gets a value after every change that may concern the pod, several perhaps as one, and
+// a function that ends that; none if the pod has maxStreams already.
 func (c *Changes) subscribe(pod identity) (<-chan struct{}, func()) {
 	ch := make(chan struct{}, 1)
 	c.mu.Lock()
@@ -69,6 +74,15 @@ func (c *Changes) subscribe(pod identity) (<-chan struct{}, func()) {
 	}
 	if c.subscribers[pod.namespace] == nil {
 		c.subscribers[pod.namespace] = map[chan struct{}]string{}
+	}
+	open := 0
+	for _, name := range c.subscribers[pod.namespace] {
+		if name == pod.pod {
+			open++
+		}
+	}
+	if open >= maxStreams {
+		return nil, nil
 	}
 	c.subscribers[pod.namespace][ch] = pod.pod
 	return ch, func() {

@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/google/uuid"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
@@ -63,11 +62,15 @@ type Config struct {
 type Server struct {
 	Config
 	mux http.Handler
+	// ending ends the streams when Serve ends.
+	ending     context.Context //nolint:containedctx // of the server, not of a request
+	endStreams context.CancelFunc
 }
 
 // New returns a server.
 func New(cfg Config) *Server {
 	s := &Server{Config: cfg}
+	s.ending, s.endStreams = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	mux.Handle("GET "+gatewayapi.AssignmentsPath, s.authenticated(s.assignments))
 	for pattern, h := range map[string]handler{
@@ -94,8 +97,12 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return ctx }, // streams end with ctx
+		// Not ctx: a registration that is under way when we are told to stop would be cut off between the tunnel that is
+		// made at Mysocket and the object that knows of it.
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
+	srv.RegisterOnShutdown(s.endStreams)
+	defer s.endStreams()
 	done := make(chan error, 1)
 	go func() { done <- srv.ServeTLS(l, "", "") }()
 	select {
@@ -146,7 +153,7 @@ func (s *Server) limited(h handler) func(http.ResponseWriter, *http.Request, ide
 		_ = rc.SetReadDeadline(time.Now().Add(requestTimeout))
 		r.Body = http.MaxBytesReader(w, r.Body, gatewayapi.MaxBodyBytes)
 		for _, id := range []string{"socket", "tunnel"} {
-			if v := r.PathValue(id); v != "" && uuid.Validate(v) != nil {
+			if v := r.PathValue(id); v != "" && !validID(v) {
 				s.fail(w, r, caller, refuse(http.StatusBadRequest, gatewayapi.ReasonInvalid, "the %s id in the path is not a UUID", id))
 				return
 			}

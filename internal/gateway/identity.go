@@ -68,7 +68,7 @@ func identityOf(st *authenticationv1.TokenReviewStatus) (identity, error) {
 	account, ok := strings.CutPrefix(st.User.Username, "system:serviceaccount:")
 	namespace, _, found := strings.Cut(account, ":")
 	name, uid := st.User.Extra[extraPodName], st.User.Extra[extraPodUID]
-	if !ok || !found || namespace == "" || len(name) != 1 || len(uid) != 1 {
+	if !ok || !found || namespace == "" || len(name) != 1 || len(uid) != 1 || name[0] == "" || uid[0] == "" {
 		return unauthenticated("the token is not bound to a pod")
 	}
 	return identity{namespace: namespace, pod: name[0], uid: types.UID(uid[0])}, nil

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -45,9 +46,9 @@ func (s *Server) register(r *http.Request, caller identity) (any, error) {
 		return nil, err
 	}
 	registration, err := s.sign(r.Context(), t, key)
-	if mysocket.IsNotFound(err) {
-		// The tunnel was deleted at Mysocket behind our back: make it anew.
-		if err := s.setTunnelID(r.Context(), t, mysocket.Tunnel{}); err != nil {
+	if errors.Is(err, errTunnelGone) {
+		// It was deleted at Mysocket behind our back: make it anew, unless another request has done so.
+		if _, err := s.setTunnelID(r.Context(), t, mysocket.Tunnel{}); err != nil {
 			return nil, err
 		}
 		if t, err = s.ensureTunnel(r.Context(), pod, a); err != nil {
@@ -80,7 +81,7 @@ func (s *Server) renew(r *http.Request, caller identity) (any, error) {
 		return nil, err
 	}
 	registration, err := s.sign(r.Context(), t, key)
-	if mysocket.IsNotFound(err) {
+	if errors.Is(err, errTunnelGone) {
 		return nil, refuse(http.StatusNotFound, gatewayapi.ReasonNotFound, "the tunnel does not exist at Mysocket any more; register again")
 	}
 	if err != nil {
@@ -153,11 +154,11 @@ func (s *Server) claim(ctx context.Context, caller identity, socketID string) (*
 	if err != nil {
 		return nil, gatewayapi.Assignment{}, err
 	}
-	i := slices.IndexFunc(list, func(a assigned) bool { return a.SocketID == socketID })
+	i := slices.IndexFunc(list, func(a gatewayapi.Assignment) bool { return a.SocketID == socketID })
 	if i < 0 {
 		return nil, gatewayapi.Assignment{}, forbidden("no enabled Service of namespace %s that selects pod %s has the socket %s", caller.namespace, caller.pod, socketID)
 	}
-	return pod, list[i].Assignment, nil
+	return pod, list[i], nil
 }
 
 // authorize decides whether the caller may act for a socket now. What the Service is annotated with is only a claim (its
@@ -245,31 +246,62 @@ func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi
 	if err != nil {
 		return nil, upstream(err)
 	}
-	if err := s.setTunnelID(ctx, t, made); err != nil {
-		// Nobody would know of it: take it back. The request's time may be what ran out.
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		if undoErr := s.API.DeleteTunnel(undo, a.SocketID, made.ID); undoErr != nil {
-			s.Log.Error("a tunnel was made at Mysocket that could be neither recorded nor deleted", "socket", a.SocketName, "tunnel", made.ID, "err", undoErr)
-		}
+	recorded, err := s.setTunnelID(ctx, t, made)
+	if recorded {
+		return t, nil
+	}
+	// Nobody would know of it: take it back. The request's time may be what ran out.
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if undoErr := s.API.DeleteTunnel(undo, a.SocketID, made.ID); undoErr != nil {
+		s.Log.Error("a tunnel was made at Mysocket that could be neither recorded nor deleted", "socket", a.SocketName, "tunnel", made.ID, "err", undoErr)
+	}
+	if err != nil {
 		return nil, err
+	}
+	// Another request of this pod was first, or it has withdrawn.
+	if t, err = s.ensureObject(ctx, pod, a); err != nil {
+		return nil, err
+	}
+	if t.Status.TunnelID == "" {
+		return nil, unavailable("another request is registering this pod for the same socket; try again")
 	}
 	return t, nil
 }
 
-// setTunnelID records a tunnel. It fails with a refusal if another request changed the object meanwhile.
-func (s *Server) setTunnelID(ctx context.Context, t *v1alpha1.Tunnel, made mysocket.Tunnel) error {
-	before := t.DeepCopy()
-	t.Status.TunnelID, t.Status.LocalPort = made.ID, int32(made.LocalPort) //nolint:gosec // the client checked the range
-	err := s.Live.Status().Patch(ctx, t, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
-	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		return unavailable("another request is registering this pod for the same socket; try again")
+// setTunnelID records a tunnel, and tells whether it did: not if the object has got another one meanwhile, or is going.
+// t is then as it was read last.
+func (s *Server) setTunnelID(ctx context.Context, t *v1alpha1.Tunnel, made mysocket.Tunnel) (bool, error) {
+	former := t.Status.TunnelID
+	for range 10 {
+		before := t.DeepCopy()
+		t.Status.TunnelID, t.Status.LocalPort = made.ID, int32(made.LocalPort) //nolint:gosec // the client checked the range
+		err := s.Live.Status().Patch(ctx, t, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+		if err == nil {
+			return true, nil
+		}
+		if apierrors.IsConflict(err) {
+			// As a rule it is the sidecar's report of its state, which comes at the same time.
+			fresh := &v1alpha1.Tunnel{}
+			if err = s.Live.Get(ctx, client.ObjectKeyFromObject(t), fresh); err == nil {
+				gone := fresh.UID != t.UID || fresh.DeletionTimestamp != nil
+				*t = *fresh
+				if gone || t.Status.TunnelID != former {
+					return false, nil
+				}
+				continue
+			}
+		}
+		if apierrors.IsNotFound(err) {
+			return false, nil
+		}
+		return false, fmt.Errorf("record tunnel %s in Tunnel %s/%s: %w", made.ID, t.Namespace, t.Name, err)
 	}
-	if err != nil {
-		return fmt.Errorf("record tunnel %s in Tunnel %s/%s: %w", made.ID, t.Namespace, t.Name, err)
-	}
-	return nil
+	return false, unavailable("Tunnel %s/%s changes too often to be written; try again", t.Namespace, t.Name)
 }
+
+// errTunnelGone means that Mysocket does not know the tunnel (any more).
+var errTunnelGone = errors.New("the tunnel does not exist at Mysocket")
 
 // sign has the caller's key signed for a tunnel and puts together all it needs to log in.
 func (s *Server) sign(ctx context.Context, t *v1alpha1.Tunnel, key string) (*gatewayapi.Registration, error) {
@@ -278,6 +310,9 @@ func (s *Server) sign(ctx context.Context, t *v1alpha1.Tunnel, key string) (*gat
 		return nil, err
 	}
 	signed, err := s.API.SignKey(ctx, t.Spec.SocketID, t.Status.TunnelID, key)
+	if mysocket.IsNotFound(err) {
+		return nil, fmt.Errorf("%w: %w", errTunnelGone, err)
+	}
 	if err != nil {
 		return nil, err
 	}

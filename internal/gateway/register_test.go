@@ -1,0 +1,328 @@
+package gateway
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+	"golang.org/x/crypto/ssh"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
+	"github.com/mysocketio/mysocket-injector/internal/mysocket/mysockettest"
+)
+
+func TestRegister(t *testing.T) {
+	s := newStage(t)
+	pod, token := s.pod(s.ns, "web-1")
+	mine := newKey(t)
+	reg := s.register(token, mine)
+	if reg.EdgeAddress != s.edge.SSHAddress || reg.HostKeys[0] != strings.TrimSpace(s.edge.HostKey) || reg.ForwardHost != "localhost" || reg.User != strings.ReplaceAll(s.edge.UserID, "-", "") {
+		t.Errorf("registration %+v", reg)
+	}
+	if list := s.atEdge(); len(list) != 1 || list[0].ID != reg.TunnelID || list[0].LocalPort != int(reg.ForwardPort) {
+		t.Errorf("at the edge %+v, registered %+v", list, reg)
+	}
+	obj, err := s.object(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(obj.OwnerReferences) != 1 || obj.OwnerReferences[0].UID != pod.UID || obj.OwnerReferences[0].Kind != "Pod" || len(obj.Finalizers) != 1 || obj.Finalizers[0] != annotations.Finalizer ||
+		obj.Spec.PodName != pod.Name || obj.Spec.ServiceName != "web" || obj.Spec.SocketID != s.socket.ID || obj.Spec.SocketName != s.socket.Name || obj.Status.TunnelID != reg.TunnelID {
+		t.Errorf("object %+v", obj)
+	}
+	mine.connect(t, reg)
+
+	// Again, as after a restart of the sidecar, with another key: the same tunnel, another certificate.
+	second := newKey(t)
+	again := s.register(token, second)
+	if again.TunnelID != reg.TunnelID || again.ForwardPort != reg.ForwardPort || again.Certificate == reg.Certificate || len(s.atEdge()) != 1 {
+		t.Errorf("again %+v, at the edge %v", again, s.atEdge())
+	}
+	second.connect(t, again)
+
+	// Renewed.
+	renewed := s.registration(s.call(token, http.MethodPost, s.certificatePath(reg.TunnelID), second.request()))
+	if renewed.TunnelID != reg.TunnelID || renewed.Certificate == again.Certificate {
+		t.Errorf("renewed %+v", renewed)
+	}
+	second.connect(t, renewed)
+	s.call(token, http.MethodPost, s.certificatePath(uuid.NewString()), second.request()).want(t, http.StatusNotFound, gatewayapi.ReasonNotFound, "register again")
+
+	// A second pod has a tunnel of its own.
+	_, otherToken := s.pod(s.ns, "web-2")
+	if other := s.register(otherToken, newKey(t)); other.TunnelID == reg.TunnelID || len(s.atEdge()) != 2 {
+		t.Errorf("two pods, at the edge %v", s.atEdge())
+	}
+
+	// Withdrawn, twice; and registered again before the controller has cleaned up.
+	for range 2 {
+		if a := s.call(token, http.MethodDelete, s.tunnelsPath(s.socket.ID)+"/"+reg.TunnelID, nil); a.status != http.StatusNoContent || len(a.body) != 0 {
+			t.Errorf("withdrawn: %d %s", a.status, a.body)
+		}
+	}
+	if obj, err = s.object(pod); err != nil || obj.DeletionTimestamp == nil {
+		t.Errorf("object %+v, %v", obj, err)
+	}
+	a := s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID), mine.request())
+	a.want(t, http.StatusServiceUnavailable, gatewayapi.ReasonUnavailable, "still being deleted")
+	if a.header.Get("Retry-After") != "2" {
+		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
+	}
+	s.call(token, http.MethodPost, s.certificatePath(reg.TunnelID), mine.request()).want(t, http.StatusNotFound, gatewayapi.ReasonNotFound, "")
+	cluster.Change(t, obj, func() { obj.Finalizers = nil })
+	if fresh := s.register(token, mine); fresh.TunnelID == reg.TunnelID {
+		t.Error("the withdrawn tunnel came back")
+	}
+}
+
+// TestPinnedHostKeys come before those of the API.
+func TestPinnedHostKeys(t *testing.T) {
+	s := newStage(t)
+	_, token := s.pod(s.ns, "web-1")
+	pinned := newKey(t).line()
+	s.server.EdgeHostKeys = []string{pinned}
+	if reg := s.register(token, newKey(t)); len(reg.HostKeys) != 1 || reg.HostKeys[0] != pinned {
+		t.Errorf("host keys %q", reg.HostKeys)
+	}
+	s.server.EdgeHostKeys = nil
+	for body, message := range map[string]string{
+		`{"signed_ssh_cert":"x"}`:                   "none is pinned: set the chart's value mysocket.sshHostKeys",
+		`{"signed_ssh_cert":"x","host_key":"%"}`:    "host_key is not base64",
+		`{"signed_ssh_cert":"x","host_key":"AAAA"}`: "host_key is not an SSH public key",
+	} {
+		s.proxy.Fail("POST /socket/{}/tunnel/{}/signkey", mysockettest.Answer(200, body))
+		s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID), newKey(t).request()).want(t, http.StatusBadGateway, gatewayapi.ReasonUpstream, message)
+	}
+}
+
+func TestConcurrentRegisters(t *testing.T) {
+	s := newStage(t)
+	_, token := s.pod(s.ns, "web-1")
+	var wg sync.WaitGroup
+	answers := make(chan answer, 10)
+	for range cap(answers) {
+		wg.Go(func() { answers <- s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID), newKey(t).request()) })
+	}
+	wg.Wait()
+	close(answers)
+	ids := map[string]bool{}
+	for a := range answers {
+		ids[s.registration(a).TunnelID] = true
+	}
+	if list := s.atEdge(); len(ids) != 1 || len(list) != 1 || !ids[list[0].ID] {
+		t.Errorf("registered %v, at the edge %v", ids, list)
+	}
+}
+
+// TestReportDuringRegister is what every sidecar does: it reports Registering while it registers. The report must not make
+// the registration start over.
+func TestReportDuringRegister(t *testing.T) {
+	s := newStage(t)
+	pod, token := s.pod(s.ns, "web-1")
+	s.proxy.Fail("POST /socket/{}/tunnel", func(w http.ResponseWriter, r *http.Request, forward http.Handler) {
+		if a := s.call(token, http.MethodPut, gatewayapi.SocketsPath+s.socket.ID+"/status", gatewayapi.StatusReport{State: gatewayapi.StateRegistering}); a.status != http.StatusNoContent {
+			t.Errorf("report: %d %s", a.status, a.body)
+		}
+		forward.ServeHTTP(w, r)
+	})
+	reg := s.register(token, newKey(t))
+	if obj, err := s.object(pod); err != nil || obj.Status.TunnelID != reg.TunnelID || obj.Status.State != "Registering" {
+		t.Errorf("status %+v, %v", obj.Status, err)
+	}
+	if n := s.proxy.Requests("POST /socket/{}/tunnel"); n != 1 {
+		t.Errorf("%d tunnels made", n)
+	}
+}
+
+// TestWithdrawDuringRegister leaves no tunnel that nobody knows of.
+func TestWithdrawDuringRegister(t *testing.T) {
+	s := newStage(t)
+	pod, token := s.pod(s.ns, "web-1")
+	s.proxy.Fail("POST /socket/{}/tunnel", func(w http.ResponseWriter, r *http.Request, forward http.Handler) {
+		obj, err := s.object(pod)
+		if err != nil {
+			t.Error(err)
+		} else {
+			cluster.Delete(t, obj)
+		}
+		forward.ServeHTTP(w, r)
+	})
+	s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID), newKey(t).request()).want(t, http.StatusServiceUnavailable, gatewayapi.ReasonUnavailable, "still being deleted")
+	if list := s.atEdge(); len(list) != 0 {
+		t.Errorf("at the edge %v", list)
+	}
+}
+
+func TestTunnelDeletedAtMysocket(t *testing.T) {
+	s := newStage(t)
+	pod, token := s.pod(s.ns, "web-1")
+	reg := s.register(token, newKey(t))
+	if err := s.api.DeleteTunnel(t.Context(), s.socket.ID, reg.TunnelID); err != nil {
+		t.Fatal(err)
+	}
+	s.call(token, http.MethodPost, s.certificatePath(reg.TunnelID), newKey(t).request()).want(t, http.StatusNotFound, gatewayapi.ReasonNotFound, "register again")
+	again := s.register(token, newKey(t))
+	obj, err := s.object(pod)
+	if err != nil || again.TunnelID == reg.TunnelID || obj.Status.TunnelID != again.TunnelID || len(s.atEdge()) != 1 {
+		t.Errorf("registered %s after %s, object %+v, %v", again.TunnelID, reg.TunnelID, obj.Status, err)
+	}
+}
+
+func TestMysocketFails(t *testing.T) {
+	const create, sign = "POST /socket/{}/tunnel", "POST /socket/{}/tunnel/{}/signkey"
+	for name, tc := range map[string]struct {
+		endpoint string
+		fault    mysockettest.Fault
+		status   int
+		reason   gatewayapi.Reason
+		message  string
+		retry    string
+	}{
+		"list: 500":       {"GET /socket", mysockettest.Answer(500, ""), 502, gatewayapi.ReasonUpstream, "GET /socket with 500", ""},
+		"create: refused": {create, mysockettest.Answer(400, `{"error_message":"an account may have 1 tunnel"}`), 502, gatewayapi.ReasonUpstream, "an account may have 1 tunnel", ""},
+		"create: 429":     {create, mysockettest.Answer(429, "", "Retry-After", "9"), 429, gatewayapi.ReasonTooMany, "429 Too Many Requests", "9"},
+		"create: garbage": {create, mysockettest.Answer(200, "<html>"), 502, gatewayapi.ReasonUpstream, "not the expected JSON", ""},
+		"create: broken":  {create, mysockettest.Refused, 502, gatewayapi.ReasonUpstream, "EOF", ""},
+		"sign: 503":       {sign, mysockettest.Answer(503, "", "Retry-After", "4"), 502, gatewayapi.ReasonUpstream, "signkey with 503", "4"},
+		"sign: empty":     {sign, mysockettest.Answer(200, "{}"), 502, gatewayapi.ReasonUpstream, "without signed_ssh_cert", ""},
+		"login: refused":  {"POST /login", mysockettest.Answer(401, ""), 502, gatewayapi.ReasonUpstream, "check the e-mail and password", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t)
+			_, token := s.pod(s.ns, "web-1")
+			s.server.API = s.proxy.Client(t) // which has to log in
+			s.proxy.Fail(tc.endpoint, tc.fault)
+			a := s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID), newKey(t).request())
+			a.want(t, tc.status, tc.reason, tc.message)
+			if a.header.Get("Retry-After") != tc.retry {
+				t.Errorf("Retry-After %q, want %q", a.header.Get("Retry-After"), tc.retry)
+			}
+			if strings.Contains(string(a.body), s.edge.Password) {
+				t.Error("the answer shows the password")
+			}
+			s.server.API = s.proxy.Client(t)
+			s.register(token, newKey(t))
+			if n := len(s.atEdge()); n != 1 {
+				t.Errorf("%d tunnels at the edge", n)
+			}
+		})
+	}
+}
+
+func TestReport(t *testing.T) {
+	s := newStage(t)
+	pod, token := s.pod(s.ns, "web-1")
+	path := gatewayapi.SocketsPath + s.socket.ID + "/status"
+	report := func(state gatewayapi.State, message string) {
+		t.Helper()
+		if a := s.call(token, http.MethodPut, path, gatewayapi.StatusReport{State: state, Message: message}); a.status != http.StatusNoContent || len(a.body) != 0 {
+			t.Errorf("report: %d %s", a.status, a.body)
+		}
+	}
+	// Before registering: the object appears, without a tunnel at Mysocket.
+	report(gatewayapi.StateWaitingForApp, "nothing answers on port 8000")
+	obj, err := s.object(pod)
+	if err != nil || obj.Status.State != "WaitingForApp" || obj.Status.Message != "nothing answers on port 8000" || obj.Status.TunnelID != "" || obj.Status.LastTransitionTime == nil || len(s.atEdge()) != 0 {
+		t.Fatalf("object %+v, %v", obj, err)
+	}
+	// Another message is no transition.
+	past := metav1.Unix(1000000000, 0)
+	obj.Status.LastTransitionTime = &past
+	if err := cluster.Client.Status().Update(t.Context(), obj); err != nil {
+		t.Fatal(err)
+	}
+	report(gatewayapi.StateWaitingForApp, "still nothing")
+	if obj, err = s.object(pod); err != nil || !obj.Status.LastTransitionTime.Equal(&past) || obj.Status.Message != "still nothing" {
+		t.Errorf("status %+v, %v", obj.Status, err)
+	}
+	reg := s.register(token, newKey(t))
+	report(gatewayapi.StateConnected, "")
+	if obj, err = s.object(pod); err != nil || obj.Status.LastTransitionTime.Equal(&past) || obj.Status.State != "Connected" || obj.Status.Message != "" || obj.Status.TunnelID != reg.TunnelID {
+		t.Errorf("status %+v, %v", obj.Status, err)
+	}
+	for body, message := range map[string]string{
+		`{"state":"Dancing"}`: "not one of ours",
+		`{"state":""}`:        "not one of ours",
+		`null`:                "not one of ours",
+		`{"state":"Connected","message":"` + strings.Repeat("x", gatewayapi.MaxMessageBytes+1) + `"}`: "longer than 512 bytes",
+		`{"state":7}`: "not the expected JSON",
+	} {
+		s.call(token, http.MethodPut, path, body).want(t, http.StatusBadRequest, gatewayapi.ReasonInvalid, message)
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	s := newStage(t)
+	_, token := s.pod(s.ns, "web-1")
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rsaPublic, err := ssh.NewPublicKey(&rsaKey.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := newKey(t)
+	certificate := &ssh.Certificate{Key: good.signer.PublicKey(), CertType: ssh.UserCert, ValidPrincipals: []string{"x"}, ValidBefore: ssh.CertTimeInfinity}
+	if err := certificate.SignCert(rand.Reader, good.signer); err != nil {
+		t.Fatal(err)
+	}
+	keyed := func(line string) string {
+		text, err := json.Marshal(gatewayapi.RegisterRequest{PublicKey: line})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	const notOne = "publicKey is not one SSH public key"
+	for name, tc := range map[string]struct {
+		body    string
+		status  int
+		message string
+	}{
+		"too large":     {keyed(strings.Repeat("x", gatewayapi.MaxBodyBytes)), http.StatusRequestEntityTooLarge, "larger than 65536 bytes"},
+		"nothing":       {"", http.StatusBadRequest, "not the expected JSON"},
+		"no JSON":       {"{", http.StatusBadRequest, "not the expected JSON"},
+		"two values":    {"{} {}", http.StatusBadRequest, "not the expected JSON"},
+		"a list":        {"[]", http.StatusBadRequest, "not the expected JSON"},
+		"null":          {"null", http.StatusBadRequest, notOne},
+		"no key":        {"{}", http.StatusBadRequest, notOne},
+		"garbage":       {keyed("ssh-ed25519 AAAA"), http.StatusBadRequest, notOne},
+		"options":       {keyed(`command="sh" ` + good.line()), http.StatusBadRequest, notOne},
+		"two keys":      {keyed(good.line() + "\n" + newKey(t).line()), http.StatusBadRequest, notOne},
+		"RSA":           {keyed(string(ssh.MarshalAuthorizedKey(rsaPublic))), http.StatusBadRequest, "publicKey has the type ssh-rsa; allowed: ssh-ed25519"},
+		"a certificate": {keyed(string(ssh.MarshalAuthorizedKey(certificate))), http.StatusBadRequest, "ssh-ed25519-cert-v01@openssh.com; allowed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, path := range []string{s.tunnelsPath(s.socket.ID), s.certificatePath(uuid.NewString())} {
+				s.call(token, http.MethodPost, path, tc.body).want(t, tc.status, gatewayapi.ReasonInvalid, tc.message)
+			}
+		})
+	}
+	for _, id := range []string{"x", "%2e%2e", strings.ReplaceAll(s.socket.ID, "-", ""), "{" + s.socket.ID + "}", "urn:uuid:" + s.socket.ID, strings.Repeat("a", 5000)} {
+		s.call(token, http.MethodPost, s.tunnelsPath(id), good.request()).want(t, http.StatusBadRequest, gatewayapi.ReasonInvalid, "the socket id in the path is not a UUID")
+		s.call(token, http.MethodPost, s.certificatePath(id), good.request()).want(t, http.StatusBadRequest, gatewayapi.ReasonInvalid, "the tunnel id in the path is not a UUID")
+	}
+	if len(s.atEdge()) != 0 {
+		t.Error("a tunnel was made")
+	}
+}
+
+func TestTunnelName(t *testing.T) {
+	long := strings.Repeat("a", 239) + "." + strings.Repeat("b", 13) // as long as a pod's name can be, and cut at the dot
+	seen := map[string]bool{}
+	for _, k := range [][3]string{{"web", "1", "s"}, {"web", "2", "s"}, {"web", "1", "t"}, {long, "1", "s"}} {
+		name := tunnelName(k[0], k[1], k[2])
+		if seen[name] || len(name) > 253 || strings.Contains(name, ".-") || name != tunnelName(k[0], k[1], k[2]) {
+			t.Errorf("%v: %s", k, name)
+		}
+		seen[name] = true
+	}
+}
