@@ -16,7 +16,7 @@ var version = "dev"
 func main() {
 	if err := mainErr(); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "webhook: "+err.Error())
-		os.Exit(2)
+		os.Exit(1)
 	}
 }
 

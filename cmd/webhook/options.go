@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/x509"
 	"encoding/json"
@@ -48,6 +47,8 @@ type options struct {
 	metricsAddress       string
 	healthAddress        string
 
+	memoryLimit int64
+
 	sidecar   inject.Config
 	logLevel  slog.Level
 	logFormat string
@@ -70,8 +71,8 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.apiURL, "mysocket-api", "https://api.mysocket.io", "base URL of the Mysocket API; https only")
 	f.StringVar(&o.apiCAFile, "mysocket-ca", "", "file with PEM certificates to trust for the API beside the system's; may be empty")
 	f.StringVar(&o.sshAddress, "mysocket-ssh", "ssh.mysocket.io:22", "the edge's SSH server, host:port, as pods reach it")
-	f.StringVar(&o.hostKeysFile, "mysocket-ssh-host-keys", "", "file with the edge's SSH host keys, one a line in authorized_keys form; when empty, the key that the API gives is used")
-	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password; read at every login")
+	f.StringVar(&o.hostKeysFile, "mysocket-ssh-host-keys", "", "file with the edge's SSH host keys, one a line in authorized_keys form; when it is not given or holds none, the key that the API gives is used")
+	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password; a change is noticed at the next request")
 	f.StringVar(&o.clusterName, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
 	f.StringVar(&o.webhookConfiguration, "webhook-configuration", "", "name of the MutatingWebhookConfiguration that gets our CA")
 	f.StringVar(&o.webhookService, "webhook-service", "mysocket-injector-webhook", "name of the Service in front of the webhook")
@@ -85,6 +86,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.sidecar.Image, "sidecar-image", "", "image of the sidecar (required)")
 	f.StringVar(&pullPolicy, "sidecar-pull-policy", string(corev1.PullIfNotPresent), "pull policy of the sidecar's image: Always, IfNotPresent, Never")
 	f.StringVar(&resources, "sidecar-resources", `{"requests":{"cpu":"10m","memory":"24Mi"},"limits":{"cpu":"500m","memory":"64Mi"}}`, "resources of the sidecar's container, as JSON")
+	f.Int64Var(&o.memoryLimit, "memory-limit", 0, "the container's memory limit in bytes; 0: none")
 	f.IntVar(&adminPort, "sidecar-admin-port", inject.DefaultAdminPort, "port of the sidecar's probes and metrics")
 	f.DurationVar(&o.sidecar.ReadyGrace, "sidecar-ready-grace", inject.DefaultReadyGrace, "how long a new pod may stay unready while it has no tunnel yet")
 	f.StringVar(&o.sidecar.LogLevel, "sidecar-log-level", inject.DefaultLogLevel, "debug, info, warn or error")
@@ -110,16 +112,25 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 		return nil, fmt.Errorf("--mysocket-api: %w", err)
 	}
 	host, port, err := net.SplitHostPort(o.sshAddress)
-	if n, portErr := strconv.Atoi(port); err != nil || host == "" || portErr != nil || n < 1 || n > 65535 {
+	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || host == "" || portErr != nil || n == 0 {
 		return nil, fmt.Errorf("--mysocket-ssh %q is not host:port", o.sshAddress)
 	}
 	if !clusterNamePattern.MatchString(o.clusterName) {
 		return nil, fmt.Errorf("--cluster-name %q: allowed are up to 63 letters, digits and dashes, beginning and ending with a letter or digit", o.clusterName)
 	}
-	for name, p := range map[string]int{"--webhook-port": o.webhookPort, "--gateway-port": o.gatewayPort, "--sidecar-admin-port": adminPort} {
-		if p < 1 || p > 65535 {
-			return nil, fmt.Errorf("%s %d: allowed are 1 to 65535", name, p)
+	for _, p := range []struct {
+		flag       string
+		value, min int
+	}{{"--webhook-port", o.webhookPort, 1}, {"--gateway-port", o.gatewayPort, 1}, {"--sidecar-admin-port", adminPort, 1024}} {
+		if p.value < p.min || p.value > 65535 {
+			return nil, fmt.Errorf("%s %d: allowed are %d to 65535", p.flag, p.value, p.min)
 		}
+	}
+	if o.sidecar.ReadyGrace <= 0 {
+		return nil, fmt.Errorf("--sidecar-ready-grace %s: it must be longer than zero", o.sidecar.ReadyGrace)
+	}
+	if o.memoryLimit < 0 {
+		return nil, fmt.Errorf("--memory-limit %d: it can't be negative", o.memoryLimit)
 	}
 	if err := o.logLevel.UnmarshalText([]byte(level)); err != nil || !slices.Contains([]string{"debug", "info", "warn", "error"}, level) {
 		return nil, fmt.Errorf("--log-level %q: allowed are debug, info, warn, error", level)
@@ -131,6 +142,9 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	strict.DisallowUnknownFields()
 	if err := strict.Decode(&o.sidecar.Resources); err != nil {
 		return nil, fmt.Errorf("--sidecar-resources %s: %w", resources, err)
+	}
+	if _, err := strict.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("--sidecar-resources %s: there is something after the JSON object", resources)
 	}
 	o.sidecar.ImagePullPolicy = corev1.PullPolicy(pullPolicy)
 	o.sidecar.AdminPort = int32(adminPort) //nolint:gosec // checked above
@@ -176,8 +190,8 @@ func readHostKeys(file string) ([]string, error) {
 		return nil, fmt.Errorf("--mysocket-ssh-host-keys: %w", err)
 	}
 	var keys []string
-	for lines := bufio.NewScanner(bytes.NewReader(b)); lines.Scan(); {
-		line := strings.TrimSpace(lines.Text())
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}

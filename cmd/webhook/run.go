@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -40,6 +41,10 @@ import (
 
 // run builds the parts, joins them and runs them until ctx ends.
 func run(ctx context.Context, o *options) error {
+	if o.memoryLimit > 0 {
+		// The garbage collector works harder near the limit instead of having the kernel kill the process.
+		debug.SetMemoryLimit(o.memoryLimit / 10 * 9)
+	}
 	log := newLogger(o)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	klog.SetSlogLogger(log) // client-go's
@@ -221,22 +226,26 @@ func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, ap
 func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Client, certificates *certs.Manager, o *options) error {
 	for _, r := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		&controller.ServiceReconciler{
-			Client:  mgr.GetClient(),
-			API:     api,
-			Events:  mgr.GetEventRecorder("mysocket-injector"),
-			Cluster: o.clusterName,
+			Client:    mgr.GetClient(),
+			API:       api,
+			Events:    mgr.GetEventRecorder("mysocket-injector"),
+			Namespace: o.namespace,
+			Cluster:   o.clusterName,
+			Outdated:  func(pod *corev1.Pod) bool { return !inject.IsCurrent(pod, o.sidecar) },
 		},
 		&controller.TunnelReconciler{Client: mgr.GetClient(), API: api},
 		&controller.RolloutReconciler{
 			Client:         mgr.GetClient(),
 			Live:           live,
 			Events:         mgr.GetEventRecorder("mysocket-injector"),
+			Namespace:      o.namespace,
 			Cluster:        o.clusterName,
 			AdmissionReady: certificates.Published,
 			Now:            time.Now,
 		},
 		&controller.GatewayCAReconciler{
 			Client:    mgr.GetClient(),
+			Namespace: o.namespace,
 			ConfigMap: inject.DefaultCAConfigMap,
 			Bundle:    certificates.CABundle,
 			Changed:   certificates.Subscribe(),

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -76,9 +77,15 @@ func running(pod *corev1.Pod) bool {
 	return pod.DeletionTimestamp == nil && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
 }
 
-// injectionEnabled tells whether a namespace is labelled for injection.
-func injectionEnabled(ns *corev1.Namespace) bool {
-	return ns.Labels[annotations.NamespaceInjection] == annotations.NamespaceInjectionEnabled
+// neverInjected tells whether the webhook configuration leaves a namespace out, whatever its labels say: the control
+// plane's own, and the cluster's.
+func neverInjected(namespace, own string) bool {
+	return namespace == own || namespace == metav1.NamespaceSystem
+}
+
+// injectionEnabled tells whether pods of a namespace are injected. own is the control plane's namespace.
+func injectionEnabled(ns *corev1.Namespace, own string) bool {
+	return !neverInjected(ns.Name, own) && ns.Labels[annotations.NamespaceInjection] == annotations.NamespaceInjectionEnabled
 }
 
 // servicesOfPod maps a pod to the Services of ours that select it.

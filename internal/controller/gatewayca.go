@@ -24,6 +24,8 @@ const CAKey = "ca.crt"
 // does not remove it when the label goes: pods that were injected before still need it. It goes with the namespace.
 type GatewayCAReconciler struct {
 	Client client.Client
+	// Namespace is the control plane's own.
+	Namespace string
 	// ConfigMap is the ConfigMap's name, the same in every namespace.
 	ConfigMap string
 	// Bundle returns the CA certificates, PEM; empty while there are none yet.
@@ -41,7 +43,7 @@ func (r *GatewayCAReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		}
 		var out []reconcile.Request
 		for i := range all.Items {
-			if injectionEnabled(&all.Items[i]) {
+			if injectionEnabled(&all.Items[i], r.Namespace) {
 				out = append(out, reconcile.Request{NamespacedName: client.ObjectKey{Name: all.Items[i].Name}})
 			}
 		}
@@ -86,7 +88,7 @@ func (r *GatewayCAReconciler) Reconcile(ctx context.Context, req reconcile.Reque
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	bundle := string(r.Bundle())
-	if ns.DeletionTimestamp != nil || !injectionEnabled(ns) || bundle == "" {
+	if ns.DeletionTimestamp != nil || !injectionEnabled(ns, r.Namespace) || bundle == "" {
 		return reconcile.Result{}, nil
 	}
 	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: r.ConfigMap}}

@@ -49,6 +49,8 @@ type RolloutReconciler struct {
 	Client client.Client
 	Live   client.Client
 	Events events.EventRecorder
+	// Namespace is the control plane's own.
+	Namespace string
 	// Cluster is the cluster's name in socket names; may be empty.
 	Cluster string
 	// AdmissionReady says why admission can't inject yet, if so: until it can, a restart would be in vain.
@@ -90,7 +92,7 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err := r.Client.Get(ctx, client.ObjectKey{Name: svc.Namespace}, ns); err != nil {
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
-	if !injectionEnabled(ns) {
+	if !injectionEnabled(ns, r.Namespace) {
 		return reconcile.Result{}, nil
 	}
 	var pods corev1.PodList

@@ -39,15 +39,15 @@ const (
 //	enabled, invalid                          SocketReady=False with the reason; an existing socket is left as it is
 //	enabled, valid, Mysocket does not answer  SocketReady=False with the reason; no finalizer yet, so that it can be deleted
 //	enabled, valid, no socket of its name     finalizer first, then the socket is created
-//	enabled, valid, socket of its name        adopted (finalizer first); its type is brought in line
+//	enabled, valid, socket of its name        adopted (finalizer first); a new type is asked for, which the edge may refuse
 //	not enabled (or deleted), with finalizer  Tunnels deleted, socket deleted or retained, our annotations, conditions, finalizer removed
 //
 // A socket is found by its name, never by the annotation alone: names are made from namespace and Service, and the
 // annotation can be edited by whoever may edit the Service.
 type ServiceReconciler struct {
-	Client  client.Client
-	API     MysocketAPI
-	Events  events.EventRecorder
+	Client client.Client
+	API    MysocketAPI
+	Events events.EventRecorder
 	// Namespace is the control plane's own; Cluster the cluster's name in socket names, which may be empty.
 	Namespace string
 	Cluster   string

@@ -432,7 +432,7 @@ func TestServiceController(t *testing.T) {
 	s := newStage(t)
 	start(t, s.ns, func(m managed) []setup {
 		return []setup{
-			&ServiceReconciler{Client: m.GetClient(), API: s.api, Events: m.GetEventRecorder("mysocket-injector")},
+			&ServiceReconciler{Client: m.GetClient(), API: s.api, Events: m.GetEventRecorder("mysocket-injector"), Outdated: outdated},
 			&TunnelReconciler{Client: m.GetClient(), API: s.api},
 		}
 	})
@@ -497,7 +497,7 @@ func TestFailingAPIMakesNoBusyLoop(t *testing.T) {
 		mysockettest.Answer(500, `{"error_message":"incident `+time.Now().String()+`"}`)(w, r, forward)
 	})
 	start(t, s.ns, func(m managed) []setup {
-		return []setup{&ServiceReconciler{Client: m.GetClient(), API: s.api, Events: m.GetEventRecorder("mysocket-injector")}}
+		return []setup{&ServiceReconciler{Client: m.GetClient(), API: s.api, Events: m.GetEventRecorder("mysocket-injector"), Outdated: outdated}}
 	})
 	s.service(enabled())
 	first := <-times

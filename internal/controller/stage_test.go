@@ -119,8 +119,11 @@ func enabled(more ...string) map[string]string {
 }
 
 func (s *stage) reconciler() *ServiceReconciler {
-	return &ServiceReconciler{Client: cluster.Client, API: s.api, Events: s.events}
+	return &ServiceReconciler{Client: cluster.Client, API: s.api, Events: s.events, Outdated: outdated}
 }
+
+// outdated tells whether a pod's sidecar is an old one, in these tests.
+func outdated(pod *corev1.Pod) bool { return pod.Annotations[annotations.PodInjected] == "old" }
 
 func request(obj client.Object) reconcile.Request {
 	return reconcile.Request{NamespacedName: client.ObjectKeyFromObject(obj)}

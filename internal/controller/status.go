@@ -28,6 +28,7 @@ const (
 	reasonTunnelFailing  = "TunnelFailing"
 	reasonWaitingRestart = "WaitingForRestart"
 	reasonNotLabelled    = "NamespaceNotLabelled"
+	reasonExcluded       = "NamespaceExcluded"
 	reasonRestartOff     = "RestartIsOff"
 )
 
@@ -126,11 +127,11 @@ func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Servic
 	if err != nil {
 		return condition{}, err
 	}
-	return summarize(svc, spec, pods.Items, tunnels.Items, &ns, time.Now()), nil
+	return r.summarize(svc, spec, pods.Items, tunnels.Items, &ns, time.Now()), nil
 }
 
 // summarize makes the TunnelsReady condition of a Service out of what there is. It does no I/O.
-func summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace, now time.Time) condition {
+func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace, now time.Time) condition {
 	// By UID, since a StatefulSet's new pod has the name of its predecessor, whose Tunnel may still be there.
 	byPod := map[types.UID]v1alpha1.TunnelStatus{}
 	for _, t := range tunnels {
@@ -141,7 +142,7 @@ func summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tu
 			byPod[owner.UID] = t.Status
 		}
 	}
-	var total, connected, bare, skipped int
+	var total, connected, bare, outdated, skipped int
 	var why *inject.Skip
 	var failing, waiting []string
 	var badPort error
@@ -155,6 +156,9 @@ func summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tu
 			continue
 		}
 		total++
+		if inject.HasSidecar(pod) && r.Outdated(pod) {
+			outdated++
+		}
 		switch st, ok := byPod[pod.UID]; {
 		case ok && st.State == string(gatewayapi.StateConnected):
 			connected++
@@ -172,6 +176,9 @@ func summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tu
 	c := condition{kind: annotations.TunnelsReady, message: fmt.Sprintf("%d of %d pods connected", connected, total)}
 	if bare > 0 {
 		c.message += fmt.Sprintf(", %d waiting for a restart", bare)
+	}
+	if outdated > 0 {
+		c.message += fmt.Sprintf(", %d with an outdated sidecar", outdated)
 	}
 	if skipped > 0 {
 		c.message += fmt.Sprintf(", %d can have no tunnel (%s)", skipped, why)
@@ -197,7 +204,9 @@ func summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tu
 		return say(annotations.ReasonPortNotFound, badPort.Error(), true)
 	case len(failing) > 0:
 		return say(reasonTunnelFailing, failing[0], true)
-	case bare > 0 && !injectionEnabled(ns):
+	case bare > 0 && neverInjected(ns.Name, r.Namespace):
+		return say(reasonExcluded, fmt.Sprintf("pods of namespace %s are never injected; move the app to a namespace of its own", ns.Name), true)
+	case bare > 0 && !injectionEnabled(ns, r.Namespace):
 		return say(reasonNotLabelled, fmt.Sprintf("namespace %s is not labelled for injection; run: kubectl label namespace %s %s=%s",
 			ns.Name, ns.Name, annotations.NamespaceInjection, annotations.NamespaceInjectionEnabled), true)
 	case bare > 0 && spec.Rollout == annotations.RolloutNever:

@@ -26,6 +26,11 @@ func TestSummarize(t *testing.T) {
 		return v1alpha1.TunnelStatus{State: "WaitingForApp", Message: "nothing answers on port 80", LastTransitionTime: &metav1.Time{Time: now.Add(-since)}}
 	}
 	failing := v1alpha1.TunnelStatus{State: "Connecting", Message: "auth: refused"}
+	old := func(pod *corev1.Pod) {
+		injected(pod)
+		pod.Annotations = map[string]string{annotations.PodInjected: "old"}
+	}
+	r := &ServiceReconciler{Namespace: "mysocket-system", Outdated: outdated}
 	type pods = []corev1.Pod
 	type tunnels = []v1alpha1.Tunnel
 	pod := func(name string, changes ...func(*corev1.Pod)) corev1.Pod { return *newPod(name, changes...) }
@@ -69,6 +74,10 @@ func TestSummarize(t *testing.T) {
 			false, true, "TunnelFailing", "0 of 2 pods connected: pod a: auth: refused"},
 		{"waiting for a restart", pods{pod("a"), pod("b", injected)}, tunnels{of("b", connected)}, nil,
 			false, false, "WaitingForRestart", "1 of 2 pods connected, 1 waiting for a restart"},
+		{"outdated", pods{pod("a", old), pod("b", injected)}, tunnels{of("a", connected), of("b", connected)}, nil,
+			true, false, "AllConnected", "2 of 2 pods connected, 1 with an outdated sidecar"},
+		{"a namespace that is never injected", pods{pod("a")}, nil, func(_ *annotations.Spec, ns *corev1.Namespace) { ns.Name = "kube-system" },
+			false, true, "NamespaceExcluded", "0 of 1 pods connected, 1 waiting for a restart: pods of namespace kube-system are never injected; move the app to a namespace of its own"},
 		{"restarts are off", pods{pod("a")}, nil, func(s *annotations.Spec, _ *corev1.Namespace) { s.Rollout = annotations.RolloutNever },
 			false, false, "RestartIsOff", `0 of 1 pods connected, 1 waiting for a restart: mysocket.io/rollout is "never", so restart their workloads yourself (kubectl rollout restart)`},
 		{"namespace is not labelled", pods{pod("a")}, nil, func(_ *annotations.Spec, ns *corev1.Namespace) { ns.Labels = nil },
@@ -86,7 +95,7 @@ func TestSummarize(t *testing.T) {
 			if tc.change != nil {
 				tc.change(&s, ns)
 			}
-			got := summarize(svc, s, tc.pods, tc.tunnels, ns, now)
+			got := r.summarize(svc, s, tc.pods, tc.tunnels, ns, now)
 			if want := (condition{annotations.TunnelsReady, tc.ok, tc.reason, tc.message, tc.trouble}); got != want {
 				t.Errorf("got  %+v\nwant %+v", got, want)
 			}

@@ -332,8 +332,9 @@ func errorMessage(answer []byte, secrets []string) string {
 	}
 	m := e.Message
 	for _, secret := range secrets {
-		if secret != "" {
-			m = strings.ReplaceAll(m, secret, "[hidden]")
+		if secret != "" && strings.Contains(m, secret) {
+			// Not just the secret is left out: around a hole anybody could read what fits into it.
+			return "(its message is not shown because it quotes a secret)"
 		}
 	}
 	m = strings.Join(strings.Fields(m), " ")

@@ -395,13 +395,13 @@ func TestErrorsHideSecrets(t *testing.T) {
 	a, c := newAPI(t)
 	a.on("POST /login", quote(400))
 	_, err := c.Login(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "[hidden]") {
+	if err == nil || !strings.Contains(err.Error(), "quotes a secret") {
 		t.Errorf("got %v", err)
 	}
 	a.noSecrets(err)
 	a.on("GET /socket", quote(500))
 	_, err = c.Sockets(t.Context(), 0)
-	if err == nil || !strings.Contains(err.Error(), "[hidden]") {
+	if err == nil || !strings.Contains(err.Error(), "quotes a secret") {
 		t.Errorf("got %v", err)
 	}
 	a.noSecrets(err)

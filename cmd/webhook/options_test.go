@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// noEnv is an environment without anything.
+func noEnv(string) string { return "" }
+
+// parse parses flags after those that must be there.
+func parse(t *testing.T, more ...string) (*options, error) {
+	t.Helper()
+	args := append([]string{"--namespace=mysocket-system", "--webhook-configuration=mysocket-injector", "--sidecar-image=example.com/sidecar:1"}, more...)
+	return parseOptions(args, noEnv, &bytes.Buffer{})
+}
+
+func file(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func hostKey(t *testing.T) string {
+	t.Helper()
+	public, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.NewPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key)))
+}
+
+func TestOptionsHaveDefaults(t *testing.T) {
+	o, err := parse(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.apiURL != "https://api.mysocket.io" || o.sshAddress != "ssh.mysocket.io:22" || o.webhookPort != 10250 || o.gatewayPort != 10443 ||
+		o.hostKeys != nil || o.apiCA != nil || o.logLevel != 0 || o.logFormat != "text" {
+		t.Errorf("options %+v", o)
+	}
+	if o.sidecar.GatewayURL != "https://mysocket-injector-gateway.mysocket-system.svc:443" || o.sidecar.ReadyGrace != time.Minute ||
+		o.sidecar.AdminPort != 14180 || o.sidecar.Resources.Limits.Memory().String() != "64Mi" || o.sidecar.Resources.Requests.Cpu().String() != "10m" {
+		t.Errorf("sidecar %+v", o.sidecar)
+	}
+	o, err = parseOptions([]string{"--webhook-configuration=x", "--sidecar-image=x"}, func(name string) string {
+		if name != "POD_NAMESPACE" {
+			t.Errorf("reads %s", name)
+		}
+		return "from-env"
+	}, &bytes.Buffer{})
+	if err != nil || o.namespace != "from-env" {
+		t.Errorf("namespace %q, %v", o.namespace, err)
+	}
+}
+
+func TestOptionsSayWhatIsWrong(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"argument", []string{"x"}, `unexpected argument "x": there are only flags`},
+		{"namespace", []string{"--namespace="}, "--namespace is missing, and so is the environment variable POD_NAMESPACE"},
+		{"webhook configuration", []string{"--webhook-configuration="}, "--webhook-configuration is missing"},
+		{"http API", []string{"--mysocket-api=http://api.example.com"}, `--mysocket-api: the API address "http://api.example.com" must start with https://`},
+		{"API that is no URL", []string{"--mysocket-api=example"}, `--mysocket-api: the API address "example" is not a URL like`},
+		{"ssh without a port", []string{"--mysocket-ssh=ssh.example.com"}, `--mysocket-ssh "ssh.example.com" is not host:port`},
+		{"ssh without a host", []string{"--mysocket-ssh=:22"}, `--mysocket-ssh ":22" is not host:port`},
+		{"ssh port 0", []string{"--mysocket-ssh=a:0"}, `--mysocket-ssh "a:0" is not host:port`},
+		{"ssh port too high", []string{"--mysocket-ssh=a:65536"}, `--mysocket-ssh "a:65536" is not host:port`},
+		{"ssh port with a sign", []string{"--mysocket-ssh=a:+22"}, `--mysocket-ssh "a:+22" is not host:port`},
+		{"ssh port by name", []string{"--mysocket-ssh=a:ssh"}, `--mysocket-ssh "a:ssh" is not host:port`},
+		{"cluster name", []string{"--cluster-name=a b"}, `--cluster-name "a b": allowed are up to 63 letters, digits and dashes`},
+		{"cluster name that ends in a dash", []string{"--cluster-name=a-"}, `--cluster-name "a-": allowed`},
+		{"cluster name that is long", []string{"--cluster-name=" + strings.Repeat("a", 64)}, "allowed are up to 63"},
+		{"webhook port", []string{"--webhook-port=0"}, "--webhook-port 0: allowed are 1 to 65535"},
+		{"gateway port", []string{"--gateway-port=65536"}, "--gateway-port 65536: allowed are 1 to 65535"},
+		{"one port for two", []string{"--gateway-port=10250"}, "--webhook-port and --gateway-port are both 10250; they must differ"},
+		{"admin port", []string{"--sidecar-admin-port=-1"}, "--sidecar-admin-port -1: allowed are 1 to 65535"},
+		{"admin port that overflows", []string{"--sidecar-admin-port=4294967376"}, "--sidecar-admin-port 4294967376: allowed"},
+		{"privileged admin port", []string{"--sidecar-admin-port=80"}, "sidecar admin port 80: allowed are 1024 to 65535"},
+		{"log level", []string{"--log-level=trace"}, `--log-level "trace": allowed are debug, info, warn, error`},
+		{"log level with an offset", []string{"--log-level=info+2"}, `--log-level "info+2": allowed`},
+		{"log format", []string{"--log-format=xml"}, `--log-format "xml": allowed are text, json`},
+		{"resources that are no JSON", []string{"--sidecar-resources=lots"}, "--sidecar-resources lots: "},
+		{"resources with a typing error", []string{`--sidecar-resources={"limit":{}}`}, `unknown field "limit"`},
+		{"resources that are no quantity", []string{`--sidecar-resources={"limits":{"cpu":"much"}}`}, "--sidecar-resources"},
+		{"resources and more", []string{`--sidecar-resources={} {}`}, "there is something after the JSON object"},
+		{"resources above the limit", []string{`--sidecar-resources={"requests":{"cpu":"2"},"limits":{"cpu":"1"}}`}, "the request 2 is above the limit 1"},
+		{"sidecar image", []string{"--sidecar-image="}, `sidecar image ""`},
+		{"pull policy", []string{"--sidecar-pull-policy=Sometimes"}, `"Sometimes": allowed are Always, IfNotPresent, Never`},
+		{"ready grace", []string{"--sidecar-ready-grace=-1s"}, "sidecar ready grace -1s"},
+		{"sidecar log level", []string{"--sidecar-log-level=trace"}, `sidecar log level "trace"`},
+		{"sidecar log format", []string{"--sidecar-log-format=xml"}, `sidecar log format "xml"`},
+		{"gateway service", []string{"--gateway-service=a/b"}, "gateway URL"},
+		{"host keys that are not there", []string{"--mysocket-ssh-host-keys=/nowhere"}, "--mysocket-ssh-host-keys: open /nowhere"},
+		{"host keys that are none", []string{"--mysocket-ssh-host-keys=" + file(t, "# edge\nhello world\n")}, `--mysocket-ssh-host-keys: "hello world" is not a public key in authorized_keys form`},
+		{"a second host key that is long garbage", []string{"--mysocket-ssh-host-keys=" + file(t, hostKey(t)+"\n"+strings.Repeat("x", 1<<17))}, "is not a public key"},
+		{"CA that is not there", []string{"--mysocket-ca=/nowhere"}, "--mysocket-ca: open /nowhere"},
+		{"CA that is none", []string{"--mysocket-ca=" + file(t, "hello")}, "holds no PEM certificate"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o, err := parse(t, tc.args...)
+			if err == nil || o != nil || !strings.Contains(err.Error(), tc.want) || len(err.Error()) > 500 {
+				t.Errorf("got %v, want %s", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestOptionsThatEndTheProgram(t *testing.T) {
+	var help bytes.Buffer
+	if _, err := parseOptions([]string{"--help"}, noEnv, &help); !errors.Is(err, flag.ErrHelp) || !strings.Contains(help.String(), "-mysocket-api") {
+		t.Errorf("--help: %v", err)
+	}
+	if o, err := parseOptions([]string{"--version"}, noEnv, &bytes.Buffer{}); err != nil || !o.version {
+		t.Errorf("--version needs more: %v", err)
+	}
+	if _, err := parseOptions([]string{"--nonsense"}, noEnv, &bytes.Buffer{}); err == nil {
+		t.Error("an unknown flag is taken")
+	}
+}
+
+func TestHostKeys(t *testing.T) {
+	a, b := hostKey(t), hostKey(t)
+	for name, tc := range map[string]struct {
+		text string
+		want []string
+	}{
+		"empty":                 {"", nil},
+		"comments alone":        {"\n # edge\n\n", nil},
+		"two":                   {a + " first\r\n" + b, []string{a, b}},
+		"as ssh-keyscan prints": {"ssh.example.com " + a + "\n", []string{a}},
+	} {
+		o, err := parse(t, "--mysocket-ssh-host-keys="+file(t, tc.text))
+		if err != nil || !slices.Equal(o.hostKeys, tc.want) {
+			t.Errorf("%s: got %q, %v; want %q", name, o.hostKeys, err, tc.want)
+		}
+	}
+}
+
+func TestCA(t *testing.T) {
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	if o, err := parse(t, "--mysocket-ca="+file(t, text)); err != nil || o.apiCA == nil {
+		t.Errorf("got %v", err)
+	}
+	if o, err := parse(t, "--mysocket-ca="+file(t, "\n")); err != nil || o.apiCA != nil {
+		t.Errorf("an empty file: %v", err)
+	}
+}
+
+func TestCredentials(t *testing.T) {
+	dir := t.TempDir()
+	o := &options{accountDir: dir}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(wantErr string) {
+		t.Helper()
+		if _, _, err := o.credentials(); err == nil || err.Error() != wantErr {
+			t.Errorf("got %v, want %s", err, wantErr)
+		}
+	}
+	want(`the account's Secret has no key "email"`)
+	write("email", "me@example.com\n")
+	want(`the account's Secret has no key "password"`)
+	write("password", "\r\n")
+	want(`the key "password" of the account's Secret is empty`)
+	write("password", " with spaces \n")
+	email, password, err := o.credentials()
+	if err != nil || email != "me@example.com" || password != " with spaces " {
+		t.Errorf("%q, %q, %v", email, password, err)
+	}
+	write("password", "changed") // read anew every time
+	if _, password, err = o.credentials(); err != nil || password != "changed" {
+		t.Errorf("%q, %v", password, err)
+	}
+}
