@@ -126,6 +126,9 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 			return nil, fmt.Errorf("%s %d: allowed are %d to 65535", p.flag, p.value, p.min)
 		}
 	}
+	if o.webhookPort == o.gatewayPort {
+		return nil, fmt.Errorf("--webhook-port and --gateway-port are both %d; they must differ", o.webhookPort)
+	}
 	if o.sidecar.ReadyGrace <= 0 {
 		return nil, fmt.Errorf("--sidecar-ready-grace %s: it must be longer than zero", o.sidecar.ReadyGrace)
 	}
