@@ -25,6 +25,9 @@ func user(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return userAdd(args[1:], stdin, stdout, stderr)
 	case "list":
 		return userList(args[1:], stdout, stderr)
+	case "help", "--help", "-help", "-h":
+		_, _ = io.WriteString(stdout, usage)
+		return 0
 	case "delete":
 		return userDelete(args[1:], stdout, stderr)
 	}

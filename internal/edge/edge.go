@@ -265,8 +265,9 @@ func publicURL(k store.Socket, httpsPort int) string {
 	}
 }
 
-// Run serves until ctx ends, then drains: it takes no more visitors, lets requests end, tells tunnel clients to reconnect
-// and closes what is left. It returns nil after a proper drain.
+// Run serves until ctx ends, then drains: it takes no more HTTP visitors, lets requests end, tells tunnel clients to
+// reconnect and closes what is left, upgraded connections and those of tcp sockets among it. It returns nil after a
+// proper drain.
 func (e *Edge) Run(ctx context.Context) error {
 	failed := make(chan error, len(e.servers)+1)
 	var wg sync.WaitGroup

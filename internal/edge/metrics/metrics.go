@@ -58,6 +58,9 @@ func New(tunnels func() int) *Metrics {
 	}, func() float64 { return float64(tunnels()) })
 	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	for _, reason := range []string{Refused, Timeout, Withdrawn, Broken} {
+		m.openFailures.WithLabelValues(reason) // there from the start, so that a first failure is seen as a change
+	}
 	return m
 }
 

@@ -36,12 +36,6 @@ type connection struct {
 
 func newConnection(s *Server, raw net.Conn, conn *ssh.ServerConn, l *login) *connection {
 	log := s.log.With("remote", conn.RemoteAddr().String(), "user", conn.User())
-	if l.socketID != "" {
-		log = log.With("socket", l.socketID)
-	}
-	if l.tunnelID != "" {
-		log = log.With("tunnel", l.tunnelID)
-	}
 	return &connection{
 		server: s, raw: raw, ssh: conn, login: l, log: log, since: time.Now(),
 		done: make(chan struct{}), sessions: map[*session]struct{}{},
@@ -50,7 +44,7 @@ func newConnection(s *Server, raw net.Conn, conn *ssh.ServerConn, l *login) *con
 
 // serve runs the connection until it ends, and returns when nothing of it is left.
 func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request) {
-	c.log.Info("tunnel client logged in", "client", string(c.ssh.ClientVersion()))
+	c.log.Info("tunnel client logged in", "client", string(c.ssh.ClientVersion()), "socket", c.login.socketID, "tunnel", c.login.tunnelID)
 	// Between authentication and now what it logged in for may have been deleted; whatever is deleted from here on
 	// finds this connection and closes it.
 	if err := c.server.stillThere(c.login); err != nil {
