@@ -35,7 +35,7 @@ func build(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // a test runs it as another user
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "tunnel-sidecar")
@@ -84,7 +84,7 @@ func (b *edgeBackend) Register(ctx context.Context, socketID, tunnelID, publicKe
 	}
 	return gatewayapi.Registration{
 		TunnelID: t.ID, Certificate: signed.Certificate, User: user, EdgeAddress: b.edge.SSHAddress,
-		HostKeys: []string{string(ssh.MarshalAuthorizedKey(hostKey))}, ForwardHost: "localhost", ForwardPort: uint32(t.LocalPort), //nolint:gosec // a port
+		HostKeys: []string{string(ssh.MarshalAuthorizedKey(hostKey))}, ForwardHost: "localhost", ForwardPort: uint32(t.LocalPort),
 	}, nil
 }
 
@@ -124,7 +124,7 @@ func serveApp(t *testing.T, handler http.Handler) (*http.Server, int32) {
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
-	return server, int32(listener.Addr().(*net.TCPAddr).Port) //nolint:gosec // a port
+	return server, int32(listener.Addr().(*net.TCPAddr).Port)
 }
 
 func assign(socket mysocket.Socket, port int32) gatewayapi.Assignment {
@@ -175,7 +175,7 @@ func startProcess(t *testing.T, program string, gateway *gatewaytest.Gateway) *p
 		out: &syncBuffer{}, admin: "127.0.0.1:" + freePort(t), done: make(chan error, 1),
 		socket: "process-test-" + freePort(t),
 	}
-	p.command = exec.Command(program, "run", "--gateway="+gateway.URL, "--token-file="+token, "--ca-file="+ca, //nolint:gosec // our own program
+	p.command = exec.Command(program, "run", "--gateway="+gateway.URL, "--token-file="+token, "--ca-file="+ca,
 		"--admin-address="+p.admin, "--drain-socket="+p.socket, "--drain-timeout=20s")
 	p.command.Env = append(os.Environ(), "POD_IP=127.0.0.1", "POD_NAME=web-1", "POD_NAMESPACE=shop")
 	p.command.Stdout, p.command.Stderr = p.out, p.out
@@ -295,7 +295,7 @@ func TestLifeOfASidecar(t *testing.T) {
 	}()
 	<-inRequest
 	var said syncBuffer
-	hook := exec.Command(program, "drain", "--drain-socket="+p.socket) //nolint:gosec // our own program
+	hook := exec.Command(program, "drain", "--drain-socket="+p.socket)
 	hook.Stdout, hook.Stderr = &said, &said
 	if err := hook.Start(); err != nil {
 		t.Fatal(err)
@@ -331,7 +331,7 @@ func TestLifeOfASidecar(t *testing.T) {
 		t.Errorf("tunnels at the edge after the end: %v, %v", tunnels, err)
 	}
 	// The hook of a sidecar that has gone must not fail.
-	out, err := exec.Command(program, "drain", "--drain-socket="+p.socket).CombinedOutput() //nolint:gosec // our own program
+	out, err := exec.Command(program, "drain", "--drain-socket="+p.socket).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "no sidecar is running") {
 		t.Errorf("drain without a sidecar: %v\n%s", err, out)
 	}
@@ -346,13 +346,13 @@ func TestAnotherUserMustNotDrain(t *testing.T) {
 	gateway := gatewaytest.Start(t, nil)
 	p := startProcess(t, program, gateway)
 	gatewaytest.Eventually(t, "the sidecar is ready", func() bool { return p.status("/readyz") == http.StatusOK })
-	other := exec.Command(program, "drain", "--drain-socket="+p.socket) //nolint:gosec // our own program
+	other := exec.Command(program, "drain", "--drain-socket="+p.socket)
 	other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := other.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "user 0 is at the other end; only 65534 may be") {
 		t.Errorf("%v\n%s", err, out)
 	}
-	own, err := exec.Command(program, "drain", "--drain-socket="+p.socket).CombinedOutput() //nolint:gosec // our own program
+	own, err := exec.Command(program, "drain", "--drain-socket="+p.socket).CombinedOutput()
 	if err != nil || !strings.Contains(string(own), "nothing to drain") {
 		t.Errorf("%v\n%s", err, own)
 	}

@@ -95,7 +95,7 @@ func rollUnderLoad(t *testing.T, program string, appWaits bool, methods ...strin
 		drained := make(chan struct{})
 		ending.Go(func() {
 			defer close(drained)
-			out, err := exec.Command(program, "drain", "--drain-socket="+old.sidecar.socket).CombinedOutput() //nolint:gosec // our own program
+			out, err := exec.Command(program, "drain", "--drain-socket="+old.sidecar.socket).CombinedOutput()
 			if err != nil || !strings.Contains(string(out), "drained in") {
 				t.Errorf("drain in round %d: %v\n%s", round, err, out)
 			}

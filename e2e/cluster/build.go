@@ -99,7 +99,7 @@ func kubernetesFlags(version string) string {
 
 // requiredVersion finds the version at which a go.mod requires a module.
 func requiredVersion(gomod, module string) (string, error) {
-	b, err := os.ReadFile(gomod) //nolint:gosec // a file of the repository
+	b, err := os.ReadFile(gomod)
 	if err != nil {
 		return "", err
 	}
@@ -133,7 +133,7 @@ func (p part) key(goVersion string) (string, error) {
 				}
 			}
 			for _, f := range files {
-				b, err := os.ReadFile(f) //nolint:gosec // a file of the repository
+				b, err := os.ReadFile(f)
 				if err != nil {
 					return "", err
 				}
@@ -180,7 +180,7 @@ func build(ctx context.Context, o Options, names []string) (map[string]string, e
 	if _, err := exec.LookPath("go"); err != nil {
 		return nil, errors.New("missing on this machine: go (the version in go.mod or newer), which builds the cluster")
 	}
-	if err := os.MkdirAll(o.binDir(), 0o755); err != nil { //nolint:gosec // other users may run what is here
+	if err := os.MkdirAll(o.binDir(), 0o755); err != nil {
 		return nil, err
 	}
 	all, err := parts(o.Root)
@@ -217,7 +217,7 @@ func build(ctx context.Context, o Options, names []string) (map[string]string, e
 func (p part) ensure(ctx context.Context, o Options, key string) error {
 	bin := filepath.Join(o.binDir(), p.name)
 	keyFile := filepath.Join(o.binDir(), "."+p.name+".key")
-	old, _ := os.ReadFile(keyFile) //nolint:gosec // a file of our cache
+	old, _ := os.ReadFile(keyFile)
 	whole := string(old) == key && exists(bin)
 	for _, l := range p.links {
 		whole = whole && exists(filepath.Join(o.binDir(), l))
@@ -270,7 +270,7 @@ func (p part) compile(ctx context.Context, bin string) error {
 	} else {
 		args = append([]string{args[0], "-o", built}, args[1:]...)
 	}
-	cmd := exec.CommandContext(ctx, "go", args...) //nolint:gosec // arguments of this package
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = p.dir
 	// A workspace file or flags of the user must not decide which modules go in.
 	cmd.Env = append(os.Environ(), append(env, "GOWORK=off", "GOFLAGS=")...)

@@ -130,7 +130,7 @@ func TestEnsureBuildsOnce(t *testing.T) {
 func TestWriteArchive(t *testing.T) {
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "app")
-	if err := os.WriteFile(bin, []byte("binary"), 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(bin, []byte("binary"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	img := image{

@@ -171,7 +171,7 @@ func startNode(ctx context.Context, o Options, built map[string]string) (*Cluste
 		return nil, fmt.Errorf("network link %s is there already (it says %q): one cluster at a time per machine", hostLink, alias)
 	}
 	for _, dir := range []string{o.RunDir, o.logDir()} {
-		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the files in it have their own modes
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
 		}
 	}
@@ -309,7 +309,7 @@ func (c *Cluster) LoadImage(ctx context.Context, files ...string) error {
 
 func (c *Cluster) loadOne(ctx context.Context, file string) error {
 	// The archive goes in through a pipe: the node may not see the caller's directory.
-	f, err := os.Open(file) //nolint:gosec // the caller's choice
+	f, err := os.Open(file)
 	if err != nil {
 		return err
 	}
@@ -326,7 +326,7 @@ func (c *Cluster) Enter(ctx context.Context, args ...string) *exec.Cmd {
 		nsenter = "nsenter" // Start then says that it is missing
 	}
 	all := append([]string{"-t", strconv.Itoa(c.init.PID), "-m", "-n", "-p", "--"}, args...)
-	cmd := exec.CommandContext(ctx, nsenter, all...) //nolint:gosec // the caller's choice
+	cmd := exec.CommandContext(ctx, nsenter, all...)
 	cmd.Env = append(os.Environ(), defaultPath)
 	return cmd
 }
@@ -342,7 +342,7 @@ func (c *Cluster) Helm(ctx context.Context, args ...string) *exec.Cmd {
 }
 
 func (c *Cluster) tool(ctx context.Context, name string, args []string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(c.BinDir, name), args...) //nolint:gosec // the caller's choice
+	cmd := exec.CommandContext(ctx, filepath.Join(c.BinDir, name), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
 	return cmd
 }

@@ -53,6 +53,10 @@ func TestParseDockerfile(t *testing.T) {
 }
 
 func TestParseDockerfileRefuses(t *testing.T) {
+	_, lastStage, found := strings.Cut(goodDockerfile, "FROM scratch")
+	if lastStage = "FROM scratch" + lastStage; !found {
+		t.Fatal("the good Dockerfile has no last stage")
+	}
 	for _, tc := range []struct{ name, old, new, want string }{
 		{"unknown instruction", "USER 65532:65532", "HEALTHCHECK NONE", "Dockerfile:15: HEALTHCHECK is not an instruction that this builder carries out in this stage (it knows COPY, ENTRYPOINT, EXPOSE, FROM, LABEL, USER)"},
 		{"run in the last stage", "USER 65532:65532", "RUN adduser x", "Dockerfile:15: RUN is not an instruction"},
@@ -71,7 +75,7 @@ func TestParseDockerfileRefuses(t *testing.T) {
 		{"open quote", `${VERSION}"`, "${VERSION}", "is not closed"},
 		{"command substitution", "${VERSION}", "`git describe`", "` is more shell than this builder knows"},
 		{"label without value", "licenses=Apache-2.0", "licenses", "want key=value"},
-		{"no last stage", goodDockerfile[strings.Index(goodDockerfile, "FROM scratch"):], "", "Dockerfile: its last stage is not FROM scratch"},
+		{"no last stage", lastStage, "", "Dockerfile: its last stage is not FROM scratch"},
 		{"no build", `RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/webhook ./cmd/webhook`, "", "this builder has from the build stage only"},
 		{"open end", `ENTRYPOINT ["/webhook"]`, `ENTRYPOINT \`, "the last line says that it goes on"},
 		{"before FROM", "# a comment", "RUN go mod download", "Dockerfile:1: RUN comes before the first FROM"},

@@ -92,7 +92,7 @@ func makeCgroups(mount string) error {
 	}
 	for _, root := range roots {
 		dir := filepath.Join(root, cgroupName)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) { //nolint:gosec // as the kernel has it
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 		if v2 {
@@ -102,7 +102,7 @@ func makeCgroups(mount string) error {
 		}
 		// A new v1 cpuset is empty, and no process can enter it.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-			b, err := os.ReadFile(filepath.Join(root, file)) //nolint:gosec // a file of the cgroup file system
+			b, err := os.ReadFile(filepath.Join(root, file))
 			if errors.Is(err, os.ErrNotExist) {
 				continue
 			}
@@ -120,7 +120,7 @@ func makeCgroups(mount string) error {
 // delegate lets the children of a v2 cgroup have its controllers. What the kernel refuses stays
 // out; the kubelet says so if it cannot do without.
 func delegate(dir string) {
-	b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers")) //nolint:gosec // a file of the cgroup file system
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
 		return
 	}
@@ -169,7 +169,7 @@ func removeCgroup(dir string) error {
 
 // mountsBelow returns the mount points of a mountinfo file that are at or below dir.
 func mountsBelow(mountinfo, dir string) ([]string, error) {
-	b, err := os.ReadFile(mountinfo) //nolint:gosec // a file of /proc
+	b, err := os.ReadFile(mountinfo)
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +191,7 @@ func startInit(o Options) (Process, error) {
 		return Process{}, err
 	}
 	defer func() { _ = out.Close() }()
-	cmd := exec.Command(filepath.Join(o.binDir(), initBinary), innerCommand, o.planPath()) //nolint:gosec,noctx // it is to outlive us
+	cmd := exec.Command(filepath.Join(o.binDir(), initBinary), innerCommand, o.planPath()) //nolint:noctx // it is to outlive us
 	cmd.Dir = "/"
 	cmd.Env = componentEnv()
 	cmd.Stdout, cmd.Stderr = out, out

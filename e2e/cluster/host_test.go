@@ -79,7 +79,7 @@ func TestStateRoundTrip(t *testing.T) {
 func TestCgroupRoots(t *testing.T) {
 	hybrid, unified, none := t.TempDir(), t.TempDir(), t.TempDir()
 	for _, dir := range []string{"memory", "cpu,cpuacct", "unified", "systemd"} {
-		if err := os.Mkdir(filepath.Join(hybrid, dir), 0o755); err != nil { //nolint:gosec // a test's directory
+		if err := os.Mkdir(filepath.Join(hybrid, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -108,7 +108,7 @@ func TestCgroupRoots(t *testing.T) {
 func TestMakeAndRemoveCgroups(t *testing.T) {
 	mount := t.TempDir()
 	cpuset := filepath.Join(mount, "cpuset")
-	if err := os.Mkdir(cpuset, 0o755); err != nil { //nolint:gosec // a test's directory
+	if err := os.Mkdir(cpuset, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for file, content := range map[string]string{"cpuset.cpus": "0-1", "cpuset.mems": "0"} {
@@ -130,7 +130,7 @@ func TestMakeAndRemoveCgroups(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(mine, "kubepods", "pod1"), 0o755); err != nil { //nolint:gosec // a test's directory
+	if err := os.MkdirAll(filepath.Join(mine, "kubepods", "pod1"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := removeCgroups(t.Context(), mount); err != nil || exists(mine) {
@@ -156,7 +156,7 @@ func TestCleanLeavesForeignDirectoriesAlone(t *testing.T) {
 		t.Errorf("nothing there: %v", err)
 	}
 	precious := filepath.Join(o.RunDir, "precious")
-	if err := os.MkdirAll(precious, 0o755); err != nil { //nolint:gosec // a test's directory
+	if err := os.MkdirAll(precious, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := clean(t.Context(), o); err == nil || !strings.Contains(err.Error(), "it is not a cluster's") || !exists(precious) {
@@ -169,7 +169,7 @@ func TestOpenWithoutCluster(t *testing.T) {
 	if _, err := Open(o); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("got %v", err)
 	}
-	if err := os.MkdirAll(o.RunDir, 0o755); err != nil { //nolint:gosec // a test's directory
+	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	// A state whose process is gone, as after a reboot.

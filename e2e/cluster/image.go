@@ -70,7 +70,7 @@ func (m image) writeArchive(to string) error {
 	if err := tw.Close(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { //nolint:gosec // images are no secret
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
 	}
 	return writeFile(to, out.Bytes(), 0o644)
@@ -151,7 +151,7 @@ func addFile(tw *tar.Writer, name string, mode int64, data []byte) error {
 // archiveSizes returns the size of an archive's content as it lies on a node's disk and as a
 // registry would keep it (gzip).
 func archiveSizes(file string) (unpacked, packed int64, err error) {
-	f, err := os.Open(file) //nolint:gosec // an archive that this package wrote
+	f, err := os.Open(file)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -170,7 +170,7 @@ func archiveSizes(file string) (unpacked, packed int64, err error) {
 		}
 		counter := new(countingWriter)
 		gz := gzip.NewWriter(counter)
-		n, err := io.Copy(gz, tr) //nolint:gosec // an archive that this package wrote
+		n, err := io.Copy(gz, tr)
 		if err := errors.Join(err, gz.Close()); err != nil {
 			return 0, 0, fmt.Errorf("%s: %w", file, err)
 		}

@@ -66,7 +66,7 @@ func BuildImages(ctx context.Context, opts Options, tag string, names ...string)
 	if err := EnsurePackages(ctx, o.Out, imageRequirements); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(o.imageDir(), 0o755); err != nil { //nolint:gosec // images are no secret
+	if err := os.MkdirAll(o.imageDir(), 0o755); err != nil {
 		return nil, err
 	}
 	var out []Image
@@ -93,7 +93,7 @@ func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<2
 
 func (src imageSource) build(ctx context.Context, o Options, tag string) (Image, error) {
 	file := filepath.Join(o.Root, src.dockerfile)
-	f, err := os.Open(file) //nolint:gosec // a file of the repository
+	f, err := os.Open(file)
 	if err != nil {
 		return Image{}, err
 	}
@@ -107,7 +107,7 @@ func (src imageSource) build(ctx context.Context, o Options, tag string) (Image,
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
 	binary := filepath.Join(tmp, "binary")
-	cmd := exec.CommandContext(ctx, "go", slices.Concat(r.goBuild[:1], []string{"-o", binary, "-buildvcs=false"}, r.goBuild[1:])...) //nolint:gosec // from the repository's Dockerfile
+	cmd := exec.CommandContext(ctx, "go", slices.Concat(r.goBuild[:1], []string{"-o", binary, "-buildvcs=false"}, r.goBuild[1:])...)
 	cmd.Dir = filepath.Join(o.Root, src.context)
 	cmd.Env = slices.Concat(os.Environ(), []string{"GOWORK=off", "GOFLAGS=", "GOOS=linux"}, r.goEnv)
 	if err := runCmd(cmd); err != nil {

@@ -32,7 +32,7 @@ func Inner(planPath string) error {
 	if os.Getpid() != 1 {
 		return errors.New("inner is the first process of the cluster's namespaces: only up starts it")
 	}
-	b, err := os.ReadFile(planPath) //nolint:gosec // written by up
+	b, err := os.ReadFile(planPath)
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func privateMounts(p plan) error {
 		}
 	}
 	const shown = "/run/sysctl"
-	if err := os.Mkdir(shown, 0o755); err != nil { //nolint:gosec // read by the components
+	if err := os.Mkdir(shown, 0o755); err != nil {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Sysctls)) {

@@ -16,7 +16,7 @@ import (
 func lockFile(ctx context.Context, out io.Writer, path string) (unlock func(), err error) {
 	told := false
 	for {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // a lock beside a directory of ours
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			return nil, err
 		}

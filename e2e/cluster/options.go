@@ -105,7 +105,7 @@ func checkRunDir(dir string) error {
 // findRoot walks up from dir to the directory whose go.mod is the product's.
 func findRoot(dir string) (string, error) {
 	for d := dir; ; d = filepath.Dir(d) {
-		b, err := os.ReadFile(filepath.Join(d, "go.mod")) //nolint:gosec // a go.mod above the working directory
+		b, err := os.ReadFile(filepath.Join(d, "go.mod"))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err
 		}

@@ -119,7 +119,7 @@ func EnsurePackages(ctx context.Context, out io.Writer, reqs []Requirement) erro
 // run runs a command with more environment and no input. Its output is shown only in the
 // error, and there only its end: that is where commands say what was wrong.
 func run(ctx context.Context, env []string, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // commands of this package
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
 	return runCmd(cmd)
 }

@@ -111,10 +111,10 @@ func (o Options) planPath() string { return filepath.Join(o.configDir(), "plan.j
 // that are shown there.
 func makePrivateDirs(o Options) error {
 	for _, dir := range privateDirs {
-		if err := os.MkdirAll(o.privateDir(dir), 0o711); err != nil { //nolint:gosec // containers enter as other users
+		if err := os.MkdirAll(o.privateDir(dir), 0o711); err != nil {
 			return err
 		}
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) { //nolint:gosec // an empty mount point
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
 	}

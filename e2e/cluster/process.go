@@ -94,7 +94,7 @@ func (p Process) End(ctx context.Context, signal syscall.Signal) error {
 
 func readState(path string) (state, error) {
 	var s state
-	b, err := os.ReadFile(path) //nolint:gosec // a file in our run directory
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return s, err
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -223,7 +224,7 @@ func TestSmoke(t *testing.T) {
 		t.Errorf("a warm up took %s, want under a minute", elapsed(took))
 	}
 	// Half dead: the init is gone, all else that up made outside is still there.
-	if err := c.init.End(ctx); err != nil {
+	if err := c.init.End(ctx, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	up(ctx, t, opts)

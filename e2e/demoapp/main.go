@@ -38,8 +38,9 @@ func main() {
 	addr := flag.String("addr", ":8000", "address to listen on")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	if err := serve(ctx, *addr); err != nil {
+	err := serve(ctx, *addr)
+	stop()
+	if err != nil {
 		slog.Error("serve", "err", err)
 		os.Exit(1)
 	}
@@ -75,7 +76,7 @@ func serve(ctx context.Context, addr string) error {
 
 // listen serves on addr until it is told to stop, and returns for how long, or until ctx ends. What is connected stays.
 func listen(ctx context.Context, srv *http.Server, addr string, stop <-chan time.Duration) (time.Duration, error) {
-	l, err := net.Listen("tcp", addr) //nolint:noctx // the server ends with ctx
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return 0, err
 	}

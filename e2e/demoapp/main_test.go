@@ -120,7 +120,7 @@ func TestStop(t *testing.T) {
 	}
 	refused := false
 	for deadline := time.Now().Add(10 * time.Second); !refused && time.Now().Before(deadline); {
-		conn, err := net.Dial("tcp", addr) //nolint:noctx // bounded by the deadline
+		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			_ = conn.Close()
 		}
@@ -138,7 +138,7 @@ func TestStop(t *testing.T) {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // only to find a free port
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func dial(t *testing.T, addr string) net.Conn {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		conn, err := net.Dial("tcp", addr) //nolint:noctx // bounded by the deadline
+		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			return conn
 		}

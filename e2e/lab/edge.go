@@ -99,7 +99,7 @@ func startEdge(ctx context.Context, l *Lab, dir string) (*Edge, error) {
 		if err := os.WriteFile(e.PasswordFile, []byte(rand.Text()), 0o600); err != nil {
 			return nil, err
 		}
-		add := exec.CommandContext(ctx, filepath.Join(dir, edgeBinary), "user", "add", "--state", filepath.Join(dir, "edge.db"), //nolint:gosec // our own binary
+		add := exec.CommandContext(ctx, filepath.Join(dir, edgeBinary), "user", "add", "--state", filepath.Join(dir, "edge.db"),
 			"--email", e.Email, "--name", "demo", "--password-file", e.PasswordFile)
 		if err := run(add); err != nil {
 			return nil, err
@@ -116,7 +116,7 @@ func (e *Edge) Start(ctx context.Context) error {
 	}
 	defer func() { _ = log.Close() }()
 	// Not CommandContext: the edge outlives this program.
-	cmd := exec.Command(filepath.Join(e.dir, edgeBinary), "serve", "--state", filepath.Join(e.dir, "edge.db"), //nolint:gosec,noctx // our own binary
+	cmd := exec.Command(filepath.Join(e.dir, edgeBinary), "serve", "--state", filepath.Join(e.dir, "edge.db"), //nolint:noctx // it outlives this program
 		"--domain", e.Domain, "--api-address", e.Address+":8443", "--ssh-address", e.Address+":2222",
 		"--http-address", e.Address+":80", "--https-address", e.Address+":443", "--admin-address", edgeAdmin,
 		"--ca-out", e.CAFile, "--ssh-host-key-out", filepath.Join(e.dir, "ssh-host-key.pub"))
@@ -261,7 +261,7 @@ func stopEdge(ctx context.Context, dir string) error {
 }
 
 func same(a, b string) bool {
-	x, errX := os.ReadFile(a) //nolint:gosec // our own binaries
-	y, errY := os.ReadFile(b) //nolint:gosec // our own binaries
+	x, errX := os.ReadFile(a)
+	y, errY := os.ReadFile(b)
 	return errX == nil && errY == nil && string(x) == string(y)
 }

@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	// Release and Namespace are where the chart is installed.
-	Release   = "mysocket"
+	// Release is the chart's release.
+	Release = "mysocket"
+	// Namespace is the control plane's.
 	Namespace = "mysocket-system"
 	// Tag is the tag of the images.
 	Tag = "dev"

@@ -86,7 +86,7 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}
 	spec, err := annotations.Parse(svc, r.Cluster)
 	if err != nil || spec.Rollout != annotations.RolloutAuto {
-		return reconcile.Result{}, nil // an edit is an event; the condition says the rest
+		return reconcile.Result{}, nil //nolint:nilerr // an edit is an event; the condition says the rest
 	}
 	ns := &corev1.Namespace{}
 	if err := r.Client.Get(ctx, client.ObjectKey{Name: svc.Namespace}, ns); err != nil {

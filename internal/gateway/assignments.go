@@ -92,7 +92,7 @@ func (s *Server) assignments(w http.ResponseWriter, r *http.Request, caller iden
 
 	write := func(line []byte) bool {
 		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
-		if _, err := w.Write(append(line, '\n')); err != nil {
+		if _, err := w.Write(append(line, '\n')); err != nil { //nolint:gosec // JSON for a program, not a page
 			return false
 		}
 		return rc.Flush() == nil

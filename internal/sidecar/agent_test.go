@@ -143,7 +143,7 @@ func (w *world) listen(name string) (port int32, stop func()) {
 	})
 	stop = sync.OnceFunc(func() { _ = listener.Close(); running.Wait() })
 	w.t.Cleanup(stop)
-	return int32(listener.Addr().(*net.TCPAddr).Port), stop //nolint:gosec // a port
+	return int32(listener.Addr().(*net.TCPAddr).Port), stop
 }
 
 func visit(t *testing.T, edge *sshtest.Conn, forward sshtest.Forward, app string) ssh.Channel {

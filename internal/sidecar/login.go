@@ -87,7 +87,7 @@ func newLogin(registration gatewayapi.Registration, key ssh.Signer) (*login, err
 		return nil, err
 	}
 	if certificate.ValidBefore != ssh.CertTimeInfinity {
-		l.expires = time.Unix(int64(min(certificate.ValidBefore, 1<<40)), 0) //nolint:gosec // bounded just here
+		l.expires = time.Unix(int64(min(certificate.ValidBefore, 1<<40)), 0)
 	}
 	if l.signer, err = ssh.NewCertSigner(certificate, key); err != nil {
 		return nil, fmt.Errorf("the certificate can't be used: %w", err)

@@ -48,7 +48,8 @@ func main() {
 
 func mainErr(ctx context.Context, args []string) error {
 	if len(args) != 1 {
-		return errors.New("one command is needed\n" + usage)
+		_, _ = fmt.Fprint(os.Stderr, usage)
+		return errors.New("one command is needed")
 	}
 	options := lab.Options{Options: cluster.Options{Out: os.Stdout}}
 	switch args[0] {
@@ -62,7 +63,8 @@ func mainErr(ctx context.Context, args []string) error {
 	case "down":
 		return lab.Down(ctx, options)
 	}
-	return fmt.Errorf("%q is no command\n%s", args[0], usage)
+	_, _ = fmt.Fprint(os.Stderr, usage)
+	return fmt.Errorf("%q is no command", args[0])
 }
 
 type demo struct {
@@ -210,7 +212,7 @@ func (d *demo) visit(ctx context.Context, url string) (map[string]int, error) {
 }
 
 func (d *demo) curl(ctx context.Context, url string) (string, error) {
-	cmd := exec.CommandContext(ctx, "curl", d.Edge.CurlArgs(url)...) //nolint:gosec // our own arguments
+	cmd := exec.CommandContext(ctx, "curl", d.Edge.CurlArgs(url)...)
 	var errOut strings.Builder
 	cmd.Stderr = &errOut
 	out, err := cmd.Output()

@@ -92,7 +92,7 @@ func (m *measure) injected(ctx context.Context) (median time.Duration, resident,
 		}
 		if err := lab.WaitFor(ctx, patience, func() error {
 			if k, err := m.socket(ctx, ns); err != nil || k.ID != "" {
-				return fmt.Errorf("the socket is still there: %v", err)
+				return fmt.Errorf("the socket is still there: %w", err)
 			}
 			return nil
 		}); err != nil {
@@ -193,7 +193,7 @@ func (m *measure) annotate(ctx context.Context, ns string) (time.Duration, error
 		if k.ID == "" {
 			return errors.New("there is no socket yet")
 		}
-		return exec.CommandContext(ctx, "curl", m.Edge.CurlArgs("https://"+k.DNSName)...).Run() //nolint:gosec // our own arguments
+		return exec.CommandContext(ctx, "curl", m.Edge.CurlArgs("https://"+k.DNSName)...).Run()
 	})
 	return time.Since(start), err
 }
@@ -211,7 +211,7 @@ func (m *measure) socket(ctx context.Context, ns string) (lab.Socket, error) {
 func (m *measure) connected(ctx context.Context, ns string) error {
 	if err := lab.WaitFor(ctx, patience, func() error {
 		if k, err := m.socket(ctx, ns); err != nil || len(k.Tunnels) != replicas || k.Registered != replicas {
-			return fmt.Errorf("%d tunnels are connected and %d registered, want %d: %v", len(k.Tunnels), k.Registered, replicas, err)
+			return fmt.Errorf("%d tunnels are connected and %d registered, want %d: %w", len(k.Tunnels), k.Registered, replicas, err)
 		}
 		return nil
 	}); err != nil {
@@ -234,15 +234,15 @@ func memory(ns string) (resident, anonymous int64, err error) {
 	}
 	var residents, anonymouses []int64
 	for _, dir := range dirs {
-		cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline")) //nolint:gosec // a file of /proc
+		cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 		if err != nil || !strings.HasPrefix(string(cmdline), "/tunnel-sidecar\x00run\x00") {
 			continue // it may have ended meanwhile
 		}
-		environ, err := os.ReadFile(filepath.Join(dir, "environ")) //nolint:gosec // a file of /proc
+		environ, err := os.ReadFile(filepath.Join(dir, "environ"))
 		if err != nil || !slices.Contains(strings.Split(string(environ), "\x00"), "POD_NAMESPACE="+ns) {
 			continue
 		}
-		status, err := os.ReadFile(filepath.Join(dir, "status")) //nolint:gosec // a file of /proc
+		status, err := os.ReadFile(filepath.Join(dir, "status"))
 		if err != nil {
 			return 0, 0, err
 		}

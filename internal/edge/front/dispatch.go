@@ -73,7 +73,7 @@ func (d *Dispatcher) do(ctx context.Context, socketID string, attempt try) (t *r
 	tried := map[*registry.Tunnel]bool{}
 	backoff := firstBackoff
 	held := false
-	last := error(errNoTunnel)
+	last := errNoTunnel
 	for attempts := 0; ; {
 		t, release := d.Registry.Pick(socketID, tried)
 		if t == nil {

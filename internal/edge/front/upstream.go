@@ -133,7 +133,7 @@ func (us *upstreams) RoundTrip(req *http.Request) (*http.Response, error) {
 			transport = u.keep
 		}
 		var err error
-		resp, err = transport.RoundTrip(out)
+		resp, err = transport.RoundTrip(out) //nolint:bodyclose // ReverseProxy closes it
 		if err == nil {
 			v.upstream = u
 			return false, nil

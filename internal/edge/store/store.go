@@ -31,8 +31,9 @@ var (
 )
 
 const (
-	// MaxSocketsPerUser and MaxTunnelsPerUser bound what one account can make the edge remember.
+	// MaxSocketsPerUser bounds what one account can make the edge remember.
 	MaxSocketsPerUser = 10_000
+	// MaxTunnelsPerUser bounds them over all sockets of the account.
 	MaxTunnelsPerUser = 20_000
 
 	// Local ports are names, not ports that anything listens on; any range that is wide enough will do.

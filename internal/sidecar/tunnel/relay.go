@@ -110,8 +110,8 @@ func (r *relay) run(ctx context.Context) {
 			}
 		case err := <-toEdge:
 			toEdge = nil
-			switch {
-			case err == nil:
+			switch err {
+			case nil:
 				_ = r.channel.CloseWrite()
 				limit(halfOpenIdle)
 			default:

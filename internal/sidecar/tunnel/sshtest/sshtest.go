@@ -139,7 +139,7 @@ func (s *Server) accept() {
 
 func (s *Server) serve(raw net.Conn) {
 	config := &ssh.ServerConfig{
-		PublicKeyCallback: func(_ ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+		PublicKeyCallback: func(_ ssh.ConnMetadata, _ ssh.PublicKey) (*ssh.Permissions, error) {
 			if s.RefuseAuth.Load() {
 				return nil, errors.New("refused")
 			}
