@@ -240,7 +240,7 @@ func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Clien
 			Events:         mgr.GetEventRecorder("mysocket-injector"),
 			Namespace:      o.namespace,
 			Cluster:        o.clusterName,
-			AdmissionReady: certificates.Published,
+			AdmissionReady: admissionReady(live, certificates.Published, o.namespace, o.webhookService, time.Now),
 			Now:            time.Now,
 		},
 		&controller.GatewayCAReconciler{

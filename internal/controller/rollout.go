@@ -54,7 +54,7 @@ type RolloutReconciler struct {
 	// Cluster is the cluster's name in socket names; may be empty.
 	Cluster string
 	// AdmissionReady says why admission can't inject yet, if so: until it can, a restart would be in vain.
-	AdmissionReady func() error
+	AdmissionReady func(context.Context) error
 	Now            func() time.Time
 
 	// Only Reconcile touches these, and only one runs at a time.
@@ -140,7 +140,7 @@ func (r *RolloutReconciler) restart(ctx context.Context, svc *corev1.Service, w 
 	if busy, err := r.busyWith(ctx, w); err != nil || busy {
 		return rolloutPoll, err
 	}
-	if err := r.AdmissionReady(); err != nil {
+	if err := r.AdmissionReady(ctx); err != nil {
 		ctrl.LoggerFrom(ctx).Info("restart put off: admission is not ready", "workload", w.String(), "err", err.Error())
 		return rolloutPoll, nil
 	}

@@ -40,7 +40,7 @@ func newRollout(t *testing.T, more ...string) *rollout {
 	s.svc = s.service(enabled(append(more, annotations.SocketID, "an id")...))
 	s.r = &RolloutReconciler{
 		Client: cluster.Client, Live: cluster.Client, Events: s.events,
-		AdmissionReady: func() error { return s.ready }, Now: func() time.Time { return s.now },
+		AdmissionReady: func(context.Context) error { return s.ready }, Now: func() time.Time { return s.now },
 	}
 	return s
 }
