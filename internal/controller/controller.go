@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
@@ -70,6 +71,14 @@ func rateLimiter() workqueue.TypedRateLimiter[reconcile.Request] {
 // jitter spreads d over its second half, so that many Services don't come back at the same moment.
 func jitter(d time.Duration) time.Duration {
 	return d/2 + rand.N(d/2+1) //nolint:gosec // no secret
+}
+
+// unlessConflict makes a conflict a reason to look again, and no error: somebody changed the object since it was read.
+func unlessConflict(err error) (reconcile.Result, error) {
+	if apierrors.IsConflict(err) {
+		return reconcile.Result{RequeueAfter: jitter(firstRetry)}, nil
+	}
+	return reconcile.Result{}, err
 }
 
 // running tells whether a pod counts as a replica: not ended and not on its way out.

@@ -107,7 +107,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		before := svc.DeepCopy()
 		controllerutil.RemoveFinalizer(before, annotations.Finalizer)
 		if err := r.Client.Patch(ctx, svc, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); err != nil {
-			return reconcile.Result{}, fmt.Errorf("put a finalizer on Service %s: %w", req, err)
+			return unlessConflict(fmt.Errorf("put a finalizer on Service %s: %w", req, err))
 		}
 	}
 	if socket, err = r.ensureSocket(ctx, svc, spec, socket, found); err != nil {
@@ -278,7 +278,7 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 		delete(svc.Annotations, a)
 	}
 	if err := r.Client.Patch(ctx, svc, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
-		return reconcile.Result{}, fmt.Errorf("release Service %s/%s: %w", svc.Namespace, svc.Name, err)
+		return unlessConflict(fmt.Errorf("release Service %s/%s: %w", svc.Namespace, svc.Name, err))
 	}
 	return reconcile.Result{}, nil
 }

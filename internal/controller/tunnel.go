@@ -58,7 +58,7 @@ func (r *TunnelReconciler) Reconcile(ctx context.Context, req reconcile.Request)
 	before := t.DeepCopy()
 	controllerutil.RemoveFinalizer(t, annotations.Finalizer)
 	if err := r.Client.Patch(ctx, t, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
-		return reconcile.Result{}, fmt.Errorf("release Tunnel %s: %w", req, err)
+		return unlessConflict(fmt.Errorf("release Tunnel %s: %w", req, err))
 	}
 	return reconcile.Result{}, nil
 }

@@ -174,11 +174,17 @@ func (s *Server) limited(h handler) func(http.ResponseWriter, *http.Request, ide
 // fail writes an error answer. What is not a refusal is our own trouble: logged whole, told in general.
 func (s *Server) fail(w http.ResponseWriter, r *http.Request, caller identity, err error) {
 	var e *refusal
-	if !errors.As(err, &e) {
-		s.Log.Error("gateway request failed", "pod", caller.String(), "method", r.Method, "err", err)
-		e = &refusal{http.StatusServiceUnavailable, gatewayapi.ReasonUnavailable, "the gateway could not read or write the cluster's state; see its log", 2 * time.Second}
-	} else {
+	known := errors.As(err, &e)
+	switch {
+	case known:
 		s.Log.Debug("gateway request refused", "pod", caller.String(), "method", r.Method, "reason", e.reason, "err", e.message)
+	case r.Context().Err() != nil: // a sidecar that ends hangs up
+		s.Log.Debug("gateway request given up by its caller", "pod", caller.String(), "method", r.Method, "err", err)
+	default:
+		s.Log.Error("gateway request failed", "pod", caller.String(), "method", r.Method, "err", err)
+	}
+	if !known {
+		e = &refusal{http.StatusServiceUnavailable, gatewayapi.ReasonUnavailable, "the gateway could not read or write the cluster's state; see its log", 2 * time.Second}
 	}
 	if e.retryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int((e.retryAfter+time.Second-1)/time.Second)))
