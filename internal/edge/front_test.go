@@ -347,6 +347,49 @@ func TestWebSocketUpgrade(t *testing.T) {
 	eventually(t, "the upgraded connection to end", func() bool { return e.Tunnels()[0].Tunnels[0].Open == 0 })
 }
 
+// An app that looks for "websocket" anywhere in the list, as many do, switches though the visitor asked for something else.
+func TestSwitchToAnotherProtocolLeavesNothingOpen(t *testing.T) {
+	e := edgetest.Start(t)
+	a := login(t, e)
+	s := a.newSocket("http")
+	ended := make(chan struct{}, 1)
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, buf, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer func() { _ = conn.Close(); ended <- struct{}{} }()
+		_, _ = buf.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_ = buf.Flush()
+		_, _ = io.Copy(io.Discard, buf)
+	}))
+	t.Cleanup(app.Close)
+	r := a.connect(s, appAddress(app))
+	for i, headers := range []string{"Connection: Upgrade\r\nUpgrade: foo, websocket\r\n", ""} {
+		conn, err := net.Dial("tcp", e.HTTPAddress)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		_, _ = fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: %s\r\n%s\r\n", s.DNSName, headers)
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.StatusCode != 502 {
+			t.Fatalf("%q: got %v, %v", headers, resp, err)
+		}
+		_ = resp.Body.Close()
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			t.Fatalf("%q: the app's connection stays open", headers)
+		}
+		if n := r.opened.Load(); n != int64(i+1) {
+			t.Errorf("%q: %d channels were opened, want %d", headers, n, i+1)
+		}
+	}
+}
+
 func TestWhatIsNotProxied(t *testing.T) {
 	e := edgetest.Start(t)
 	a := login(t, e)

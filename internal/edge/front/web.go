@@ -47,12 +47,13 @@ type Web struct {
 func NewWeb(cfg WebConfig) *Web {
 	w := &Web{cfg: cfg, upstreams: newUpstreams(cfg.Dispatcher)}
 	w.proxy = &httputil.ReverseProxy{
-		Rewrite:       rewrite,
-		Transport:     w.upstreams,
-		FlushInterval: -1,
-		BufferPool:    &bufferPool{},
-		ErrorHandler:  w.proxyFailed,
-		ErrorLog:      slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+		Rewrite:        rewrite,
+		ModifyResponse: checkSwitch,
+		Transport:      w.upstreams,
+		FlushInterval:  -1,
+		BufferPool:     &bufferPool{},
+		ErrorHandler:   w.proxyFailed,
+		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return w
 }
@@ -221,6 +222,20 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if v.socket.Protection != nil {
 		out.Header.Del("Authorization") // The edge's password is not the app's business.
 	}
+}
+
+// checkSwitch refuses an answer that switches to something else than what was asked for, such as "websocket" where the
+// visitor's header says "foo, websocket". ReverseProxy refuses it too, but leaves the channel open, and the app's connection
+// with it, for as long as the tunnel lives; what is refused here it closes.
+func checkSwitch(resp *http.Response) error {
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		return nil
+	}
+	asked, got := resp.Request.Header.Get("Upgrade"), resp.Header.Get("Upgrade")
+	if asked == "" || !strings.EqualFold(asked, got) {
+		return fmt.Errorf("the app switched to protocol %q when %q was requested", truncate(got), truncate(asked))
+	}
+	return nil
 }
 
 // authorized checks the visitor's name and password, in a time that does not depend on them.
