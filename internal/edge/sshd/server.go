@@ -125,7 +125,7 @@ func (s *Server) Serve(ln net.Listener) error {
 
 // admit counts a new connection among those that have not logged in, if there is room.
 func (s *Server) admit(conn net.Conn) bool {
-	addr := addrOf(conn.RemoteAddr()).Addr()
+	addr := sharedBy(addrOf(conn.RemoteAddr()).Addr())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -142,7 +142,7 @@ func (s *Server) admit(conn net.Conn) bool {
 }
 
 func (s *Server) endHandshake(conn net.Conn) {
-	addr := addrOf(conn.RemoteAddr()).Addr()
+	addr := sharedBy(addrOf(conn.RemoteAddr()).Addr())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.handshakes, conn)
@@ -255,6 +255,17 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("SSH connections did not end: %w", ctx.Err())
 	}
+}
+
+// sharedBy is what connections of one host have in common: its address, or for IPv6 the /64 that a host has to itself, since
+// with an address for every connection it would have no bound of its own, and could shut everybody else out.
+func sharedBy(addr netip.Addr) netip.Addr {
+	if addr.Is6() {
+		if p, err := addr.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return addr
 }
 
 func addrOf(addr net.Addr) netip.AddrPort {
