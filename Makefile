@@ -14,6 +14,7 @@ help: ## list the targets
 .PHONY: need-go need-test demo demo-existing demo-down
 need-go:
 	@hack/need.sh
+	@[ -e /etc/ssl/certs/ca-certificates.crt ] || hack/need.sh update-ca-certificates=ca-certificates
 # -race needs a C compiler; the edge's tests log in with OpenSSH's client.
 need-test:
 	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client
@@ -33,8 +34,8 @@ test-unit: need-test ## unit tests of both modules, with the race detector
 	$(E2E) test -race ./...
 test-envtest: need-test ## tests of the control plane against a real API server
 	assets=$$($(E2E) run ./cmd/cluster envtest-assets); KUBEBUILDER_ASSETS=$$assets go test -race -count=1 ./internal/controller/... ./internal/gateway/... ./internal/certs/... ./internal/admission/...
-test-e2e: need-go ## tests on a real cluster (needs root); leaves it up, make demo-down ends it
-	$(E2E) test -tags cluster -count=1 -timeout 30m -v ./tests
+test-e2e: need-go ## tests of the cluster and on it (needs root); leaves it up, make demo-down ends it
+	$(E2E) test -tags cluster -count=1 -timeout 30m -p 1 -v ./cluster ./tests
 
 .PHONY: bench
 bench: need-go ## measure what the README states

@@ -85,7 +85,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.healthAddress, "health-address", ":8081", "address of /healthz and /readyz")
 	f.StringVar(&o.sidecar.Image, "sidecar-image", "", "image of the sidecar (required)")
 	f.StringVar(&pullPolicy, "sidecar-pull-policy", string(corev1.PullIfNotPresent), "pull policy of the sidecar's image: Always, IfNotPresent, Never")
-	f.StringVar(&resources, "sidecar-resources", `{"requests":{"cpu":"10m","memory":"24Mi"},"limits":{"cpu":"500m","memory":"64Mi"}}`, "resources of the sidecar's container, as JSON")
+	f.StringVar(&resources, "sidecar-resources", `{"requests":{"cpu":"10m","memory":"24Mi"},"limits":{"cpu":"500m","memory":"256Mi"}}`, "resources of the sidecar's container, as JSON")
 	f.Int64Var(&o.memoryLimit, "memory-limit", 0, "the container's memory limit in bytes; 0: none")
 	f.IntVar(&adminPort, "sidecar-admin-port", inject.DefaultAdminPort, "port of the sidecar's probes and metrics")
 	f.DurationVar(&o.sidecar.ReadyGrace, "sidecar-ready-grace", inject.DefaultReadyGrace, "how long a new pod may stay unready while it has no tunnel yet")

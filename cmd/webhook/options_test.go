@@ -60,7 +60,7 @@ func TestOptionsHaveDefaults(t *testing.T) {
 		t.Errorf("options %+v", o)
 	}
 	if o.sidecar.GatewayURL != "https://mysocket-injector-gateway.mysocket-system.svc:443" || o.sidecar.ReadyGrace != time.Minute ||
-		o.sidecar.AdminPort != 14180 || o.sidecar.Resources.Limits.Memory().String() != "64Mi" || o.sidecar.Resources.Requests.Cpu().String() != "10m" {
+		o.sidecar.AdminPort != 14180 || o.sidecar.Resources.Limits.Memory().String() != "256Mi" || o.sidecar.Resources.Requests.Cpu().String() != "10m" {
 		t.Errorf("sidecar %+v", o.sidecar)
 	}
 	o, err = parseOptions([]string{"--webhook-configuration=x", "--sidecar-image=x"}, func(name string) string {

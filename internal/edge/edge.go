@@ -30,6 +30,9 @@ const (
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 120 * time.Second
 	maxHeaderBytes    = 128 << 10
+	// maxStreams bounds the requests of one HTTP/2 connection: an answer that its visitor does not take holds up to
+	// 2.6 MiB, since x/crypto/ssh gives each channel a window of 2 MiB, which can't be set.
+	maxStreams = 100
 	// settleTimeout is well below what a draining client waits for the answer to its cancel.
 	settleTimeout = 2 * time.Second
 	// stopTimeout bounds what comes after the drain.
@@ -202,6 +205,7 @@ func (e *Edge) addServer(flag, name, address string, handler http.Handler, cert 
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog:          slog.NewLogLogger(e.log.With("part", name).Handler(), slog.LevelDebug),
 	}}
 	if cert != nil {

@@ -97,9 +97,9 @@ func (f *TCP) newPort(ln net.Listener) *port {
 // Release stops listening on a port and closes the connections that came in on it.
 func (f *TCP) Release(n int) {
 	f.mu.Lock()
+	defer f.mu.Unlock() // relisten sets p.ln under it
 	p := f.ports[n]
 	delete(f.ports, n)
-	f.mu.Unlock()
 	if p == nil {
 		return
 	}
