@@ -25,6 +25,9 @@ const (
 	Release = "mysocket"
 	// Namespace is the control plane's.
 	Namespace = "mysocket-system"
+	// AccountSecret is the Secret with the account's e-mail and password. It is made with kubectl and not by the chart,
+	// because Helm keeps a copy of every value it is given.
+	AccountSecret = "mysocket-account"
 	// Tag is the tag of the images.
 	Tag = "dev"
 
@@ -123,12 +126,21 @@ func root(dir string) (string, error) {
 	}
 }
 
+// SecretArgs are the kubectl arguments that make the account's Secret, as a user would type them.
+// The password is read from a file: an argument is seen by everybody.
+func (l *Lab) SecretArgs() []string {
+	return []string{
+		"create", "secret", "generic", AccountSecret, "--namespace", Namespace,
+		"--from-literal=email=" + l.Edge.Email, "--from-file=password=" + l.Edge.PasswordFile,
+	}
+}
+
 // HelmArgs are the arguments with which the chart is installed from the repository's root, as a
-// user would type them. The password is read from a file: an argument is seen by everybody.
+// user would type them.
 func (l *Lab) HelmArgs() []string {
 	return []string{
-		"upgrade", "--install", Release, "charts/mysocket-injector", "--namespace", Namespace, "--create-namespace", "--wait",
-		"--set", "account.email=" + l.Edge.Email, "--set-file", "account.password=" + l.Edge.PasswordFile,
+		"upgrade", "--install", Release, "charts/mysocket-injector", "--namespace", Namespace, "--wait",
+		"--set", "account.existingSecret=" + AccountSecret,
 		"--set", "mysocket.api=" + l.Edge.APIURL, "--set", "mysocket.ssh=" + l.Edge.SSHAddress, "--set-file", "mysocket.caBundle=" + l.Edge.CAFile,
 		"--set", "image.repository=" + cluster.ImageRepository + "webhook", "--set", "image.tag=" + Tag,
 		"--set", "sidecar.image.repository=" + cluster.ImageRepository + "tunnel-sidecar", "--set", "sidecar.image.tag=" + Tag,
@@ -157,6 +169,16 @@ func (l *Lab) Install(ctx context.Context, values ...string) error {
 	return cluster.Step(l.Out, "installing the chart", func() error {
 		ctx, cancel := context.WithTimeout(ctx, installTimeout)
 		defer cancel()
+		for _, create := range [][]string{{"create", "namespace", Namespace}, l.SecretArgs()} {
+			// Applied, so that what is there already is no error.
+			manifest, err := l.Kube(ctx, append(create, "--dry-run=client", "-o", "yaml")...)
+			if err != nil {
+				return err
+			}
+			if err := l.Apply(ctx, Namespace, manifest); err != nil {
+				return err
+			}
+		}
 		cmd := l.Helm(ctx, args...)
 		cmd.Dir = l.Root
 		return run(cmd)

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -102,13 +100,10 @@ func TestWebhookDown(t *testing.T) {
 // is tried again slowly, crashes nothing, and mends by itself when the release is mended.
 func TestAccountAndAddresses(t *testing.T) {
 	const closedPort = "edge." + cluster.HostDomain + ":1"
-	wrongPassword := filepath.Join(t.TempDir(), "password")
-	if err := os.WriteFile(wrongPassword, []byte("wrong"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	for _, tc := range []struct {
 		name      string
 		edge      func(*lab.Edge)
+		values    []string
 		condition string
 		reason    string
 		words     []string
@@ -118,7 +113,8 @@ func TestAccountAndAddresses(t *testing.T) {
 		mostCalls int
 	}{
 		{
-			name: "WrongPassword", edge: func(e *lab.Edge) { e.PasswordFile = wrongPassword },
+			// The Secret that the chart makes of its values, for once.
+			name: "WrongPassword", edge: func(*lab.Edge) {}, values: []string{"account.existingSecret=", "account.email=" + env.Edge.Email, "account.password=wrong"},
 			condition: socketReady, reason: "AccountRefused", words: []string{"e-mail and password", "Secret"}, mostCalls: 4,
 		},
 		{
@@ -153,7 +149,11 @@ func TestAccountAndAddresses(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			if err := wrong.Install(s.ctx); err != nil {
+			// What is public already must not notice.
+			before := newStage(t, injectable)
+			visitors := before.startLoad(before.publish(1))
+			start := time.Now()
+			if err := wrong.Install(s.ctx, tc.values...); err != nil {
 				t.Fatal(err)
 			}
 			// A mounted Secret changes within a minute. The test does not wait for that twice.
@@ -187,6 +187,8 @@ func TestAccountAndAddresses(t *testing.T) {
 				t.Errorf("the control plane asked the API %d times in %s", calls, watched)
 			}
 			t.Logf("%d calls of the API in %s", calls, watched)
+
+			before.endLoad(visitors, start)
 
 			if err := mend(s.ctx); err != nil {
 				t.Fatal(err)

@@ -77,7 +77,8 @@ func (d *demo) printf(format string, args ...any) { _, _ = fmt.Fprintf(d.out, fo
 
 // run plays one half of the demo.
 func (d *demo) run(ctx context.Context, existing bool) error {
-	d.printf("\nThe chart was installed from the repository's root with:\n\n$ helm %s\n\n", strings.Join(d.HelmArgs(), " "))
+	d.printf("\nThe chart was installed from the repository's root with:\n\n$ kubectl create namespace %s\n$ kubectl %s\n$ helm %s\n\n",
+		lab.Namespace, strings.Join(d.SecretArgs(), " "), strings.Join(d.HelmArgs(), " "))
 	if _, err := d.Kube(ctx, "delete", "namespace", namespace, "--ignore-not-found", "--wait"); err != nil {
 		return err
 	}
