@@ -314,8 +314,17 @@ func machine(t *testing.T) map[string][]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	own, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, exe := range exes {
 		program, _ := os.Readlink(exe) // a kernel thread has none
+		// The cluster's processes are in a pid namespace of their own. The same programs outside of one, an API server that
+		// some other test runs, say, are not the cluster's.
+		if ns, err := os.Readlink(filepath.Join(filepath.Dir(exe), "ns", "pid")); (err != nil || ns == own) && filepath.Base(program) != initBinary {
+			continue
+		}
 		for _, ours := range []string{"/bin/hyperkube", "/" + initBinary, "containerd", "/coredns", "/pause", "/demo-app", "/netprobe"} {
 			if strings.Contains(program, ours) {
 				out["process"] = append(out["process"], filepath.Dir(exe)+" "+program)
