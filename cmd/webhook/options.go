@@ -74,7 +74,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.hostKeysFile, "mysocket-ssh-host-keys", "", "file with the edge's SSH host keys, one a line in authorized_keys form; when it is not given or holds none, the key that the API gives is used")
 	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password; a change is noticed at the next request")
 	f.StringVar(&o.clusterName, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
-	f.StringVar(&o.webhookConfiguration, "webhook-configuration", "", "name of the MutatingWebhookConfiguration that gets our CA")
+	f.StringVar(&o.webhookConfiguration, "webhook-configuration", "", "name of the MutatingWebhookConfiguration and of the ValidatingWebhookConfiguration, which get our CA")
 	f.StringVar(&o.webhookService, "webhook-service", "mysocket-injector-webhook", "name of the Service in front of the webhook")
 	f.StringVar(&o.gatewayService, "gateway-service", "mysocket-injector-gateway", "name of the Service in front of the gateway, on port 443")
 	f.StringVar(&o.certificateSecret, "certificate-secret", "mysocket-injector-certificates", "name of the Secret for our serving certificate")

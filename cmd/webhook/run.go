@@ -65,12 +65,13 @@ func run(ctx context.Context, o *options) error {
 		return fmt.Errorf("connect to the cluster: %w", err)
 	}
 	certificates, err := certs.New(certs.Config{
-		Namespace:       o.namespace,
-		SecretName:      o.certificateSecret,
-		DNSNames:        serviceNames(o.namespace, o.webhookService, o.gatewayService),
-		MutatingWebhook: o.webhookConfiguration,
-		Log:             log.With("component", "certificates"),
-		Registerer:      metrics.Registry,
+		Namespace:         o.namespace,
+		SecretName:        o.certificateSecret,
+		DNSNames:          serviceNames(o.namespace, o.webhookService, o.gatewayService),
+		MutatingWebhook:   o.webhookConfiguration,
+		ValidatingWebhook: o.webhookConfiguration,
+		Log:               log.With("component", "certificates"),
+		Registerer:        metrics.Registry,
 	}, live)
 	if err != nil {
 		return err
@@ -192,7 +193,18 @@ func addAdmission(ctx context.Context, mgr manager.Manager, live client.Client, 
 	if err != nil {
 		return err
 	}
+	validator, err := admission.NewServiceValidator(admission.ValidatorOptions{
+		Cluster:     mgr.GetClient(),
+		Namespace:   o.namespace,
+		ClusterName: o.clusterName,
+		Log:         log.With("component", "admission"),
+		Registerer:  metrics.Registry,
+	})
+	if err != nil {
+		return err
+	}
 	mgr.GetWebhookServer().Register("/mutate-pod", &webhookadmission.Webhook{Handler: mutator})
+	mgr.GetWebhookServer().Register("/validate-service", &webhookadmission.Webhook{Handler: validator})
 	return nil
 }
 

@@ -3,15 +3,20 @@
 package tests
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mysocketio/mysocket-injector/e2e/lab"
 )
 
-// testBadInput writes what users get wrong. Each is told on the Service, makes no socket, and works
-// once it is mended. All the Services select the same pod: it serves them with one sidecar.
+// testBadInput writes what users get wrong. The webhook refuses it. When it has got in all the same, the
+// Service says what is wrong, there is no socket, and it works once it is mended. All the Services
+// select the same pod: it serves them with one sidecar.
 func testBadInput(t *testing.T) {
 	s := newStage(t, injectable)
 	named := func(name string, oldNew ...string) string {
@@ -64,7 +69,18 @@ func testBadInput(t *testing.T) {
 			tc.manifest = named(tc.name)
 		}
 		s.apply(tc.manifest)
-		s.annotate(tc.name, tc.annotate...)
+		if tc.reason == "SocketRefused" { // which only the edge can tell
+			s.annotate(tc.name, tc.annotate...)
+			continue
+		}
+		said, err := s.tryAnnotate(tc.name, tc.annotate...)
+		if err == nil {
+			t.Errorf("%s: kubectl annotate goes through", tc.name)
+		}
+		if err := containsAll(said, append(tc.words, `admission webhook "services.mysocket.io" denied the request: `)); err != nil {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		s.letIn(tc.name, tc.annotate...)
 	}
 	s.deploy(1)
 	for _, tc := range cases {
@@ -103,6 +119,93 @@ func testBadInput(t *testing.T) {
 	s.apply(named("target-unknown"))
 	s.awaitConnected("target-unknown", 1)
 	s.awaitAnswer("target-unknown")
+}
+
+// letIn annotates a Service past the webhook, as if it had been down. It asks nothing of the control plane's own
+// ServiceAccount.
+func (s *stage) letIn(service string, annotations ...string) {
+	s.t.Helper()
+	s.annotate(service, append(annotations, "--as=system:serviceaccount:"+lab.Namespace+":mysocket-injector")...)
+}
+
+// tryAnnotate annotates a Service and returns all that kubectl prints.
+func (s *stage) tryAnnotate(service string, annotations ...string) (string, error) {
+	s.t.Helper()
+	out, err := env.Kubectl(s.ctx, append([]string{"-n", s.ns, "annotate", "--overwrite", "service", service}, annotations...)...).CombinedOutput()
+	return string(out), err
+}
+
+// testWarnings reads what kubectl prints of what the webhook says about changes that are right, and shows that a manifest
+// with a wrong one changes nothing.
+func testWarnings(t *testing.T) {
+	s := newStage(t)
+	s.deploy(2)
+	s.rolledOut()
+	s.apply(s.demoApp("service.yaml"))
+	warned := func(words []string, annotations ...string) {
+		t.Helper()
+		said, err := s.tryAnnotate(web, annotations...)
+		if err != nil {
+			t.Fatalf("%v: %s", err, said)
+		}
+		if err := containsAll(said, words); err != nil {
+			t.Error(err)
+		}
+		if len(words) == 0 && strings.Contains(said, "Warning") {
+			t.Errorf("it warns: %s", said)
+		}
+	}
+	// The control plane learns of pods and namespaces through a watch.
+	s.await(patience, "the warnings", func() error {
+		said, err := s.tryAnnotate(web, enabled, "--dry-run=server")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, said)
+		}
+		return containsAll(said, []string{"Warning: mysocket: namespace " + s.ns + " is not labelled", "Deployment web"})
+	})
+	warned([]string{
+		"Warning: mysocket: namespace " + s.ns + " is not labelled for injection; run: kubectl label namespace " + s.ns + " " + injectable,
+		"Warning: mysocket: will be restarted to get the tunnel sidecar once the namespace is labelled: Deployment web",
+	}, enabled)
+	s.awaitCondition(web, tunnelsReady, "False", "NamespaceNotLabelled")
+	warned([]string{`Warning: mysocket: mysocket.io/rollout is "never", so restart yourself to get the tunnel sidecar: Deployment web`}, "mysocket.io/rollout=never")
+
+	cmd(t, "label", "namespace", s.ns, injectable)
+	s.awaitCondition(web, tunnelsReady, "False", "RestartIsOff")
+	warned([]string{"Warning: mysocket: will be restarted to get the tunnel sidecar, unless paused or OnDelete: Deployment web"}, "mysocket.io/rollout=auto")
+	s.awaitConnected(web, 2)
+	s.await(patience, "an end of the warnings", func() error {
+		said, err := s.tryAnnotate(web, "mysocket.io/type=http", "--dry-run=server")
+		if err == nil && strings.Contains(said, "Warning") {
+			err = errors.New(said)
+		}
+		return err
+	})
+	warned(nil, "mysocket.io/type=http")
+
+	id := s.service(web).Metadata.Annotations["mysocket.io/socket-id"]
+	warned([]string{"Warning: mysocket: mysocket.io/socket-id is written by the control plane and will be put right"}, "mysocket.io/socket-id=another")
+	s.await(patience, "the socket's id", func() error {
+		if got := s.service(web).Metadata.Annotations["mysocket.io/socket-id"]; got != id {
+			return fmt.Errorf("it is %q, and was %q", got, id)
+		}
+		return nil
+	})
+
+	before := s.service(web).Metadata.Annotations
+	manifest := s.demoApp("service.yaml", "  name: web\n", "  name: web\n  annotations: {mysocket.io/enabled: \"true\", mysocket.io/port: \"9999\"}\n")
+	err := env.Apply(s.ctx, s.ns, manifest)
+	if err == nil {
+		t.Fatal("kubectl apply goes through")
+	}
+	if err := containsAll(err.Error(), []string{`denied the request: annotation mysocket.io/port: the Service has no TCP port "9999"; it has 8000 (http)`}); err != nil {
+		t.Error(err)
+	}
+	if after := s.service(web).Metadata.Annotations; !maps.Equal(before, after) {
+		t.Errorf("the annotations are %v, and were %v", after, before)
+	}
+	s.awaitConnected(web, 2)
+	s.awaitAnswer(web)
 }
 
 // testOrder does all in the wrong order: pods, annotation, and the namespace's label last.

@@ -29,6 +29,7 @@ func TestSideBySide(t *testing.T) {
 		{"PodKilled", testPodKilled},
 		{"AppStops", testAppStops},
 		{"BadInput", testBadInput},
+		{"Warnings", testWarnings},
 		{"Order", testOrder},
 		{"Restricted", testRestricted},
 		{"GatewayAuthorization", testGatewayAuthorization},

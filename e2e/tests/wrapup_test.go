@@ -72,7 +72,7 @@ func TestWrapUpSecrets(t *testing.T) {
 		}
 	}
 
-	for _, kind := range []string{"pods", "events", "tunnels", "configmaps", "services", "deployments", "replicasets", "serviceaccounts", "leases", "mutatingwebhookconfigurations", "namespaces"} {
+	for _, kind := range []string{"pods", "events", "tunnels", "configmaps", "services", "deployments", "replicasets", "serviceaccounts", "leases", "mutatingwebhookconfigurations", "validatingwebhookconfigurations", "namespaces"} {
 		look(kind, cmd(t, "get", kind, "--all-namespaces", "-o", "json"))
 	}
 	var all list[pod]
@@ -181,6 +181,8 @@ func TestWrapUpRights(t *testing.T) {
 		{other, "patch", "mutatingwebhookconfigurations/anything", false},
 		{other, "create", "mutatingwebhookconfigurations", false},
 		{other, "patch", "validatingwebhookconfigurations/anything", false},
+		{other, "delete", "validatingwebhookconfigurations/mysocket-injector." + own + ".mysocket.io", false},
+		{other, "patch", "validatingwebhookconfigurations/mysocket-injector." + own + ".mysocket.io", true},
 		{other, "get", "nodes", false},
 		{other, "patch", "nodes", false},
 		{other, "patch", "namespaces", false},

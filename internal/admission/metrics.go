@@ -7,7 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// result is what became of one admission: the label of a metric.
+// result is what became of one admission: the label of a metric. Of a Service, skipped is what was allowed without a look
+// at what it asks for, and failed what was allowed after an internal error.
 type result string
 
 const (
@@ -16,6 +17,10 @@ const (
 	resultSkipped   result = "skipped"
 	resultFailed    result = "failed"    // let through without a sidecar after an internal error
 	resultMalformed result = "malformed" // refused: the request isn't one that an API server sends
+
+	// Of Services only.
+	resultAllowed result = "allowed"
+	resultRefused result = "refused"
 )
 
 type metrics struct {
@@ -62,4 +67,34 @@ func (m *metrics) observeLive(names []string, err error) {
 		result = "found"
 	}
 	m.live.WithLabelValues(result).Inc()
+}
+
+type serviceMetrics struct {
+	services *prometheus.CounterVec
+	duration prometheus.Histogram
+}
+
+func newServiceMetrics(registerer prometheus.Registerer) (*serviceMetrics, error) {
+	m := &serviceMetrics{
+		services: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mysocket_admission_services_total",
+			Help: "Admissions of Services by result and, when the Service was not found right, by reason.",
+		}, []string{"result", "reason"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "mysocket_admission_service_duration_seconds",
+			Help:    "Time to answer the admission of a Service.",
+			Buckets: prometheus.ExponentialBuckets(100e-6, 2, 14), // 100 µs to 0.8 s
+		}),
+	}
+	for _, c := range []prometheus.Collector{m.services, m.duration} {
+		if err := registerer.Register(c); err != nil {
+			return nil, fmt.Errorf("register admission metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (m *serviceMetrics) observe(v verdict, took time.Duration) {
+	m.services.WithLabelValues(string(v.result), v.reason).Inc()
+	m.duration.Observe(took.Seconds())
 }

@@ -35,6 +35,9 @@ const (
 // answer has many.
 const warningLimit = 250
 
+// warningPrefix begins every warning, since kubectl does not say who warns.
+const warningPrefix = "mysocket: "
+
 // Options is what a [PodMutator] needs.
 type Options struct {
 	// Services is the informer cache, with the index of RegisterIndex.
@@ -79,20 +82,28 @@ func NewPodMutator(o Options) (*PodMutator, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
+	decoder, err := newDecoder()
+	if err != nil {
 		return nil, fmt.Errorf("pod mutator: %w", err)
 	}
 	return &PodMutator{
 		services: newServices(o.Services, o.LiveServices),
 		sidecar:  o.Sidecar,
-		decoder:  admission.NewDecoder(scheme),
+		decoder:  decoder,
 		metrics:  m,
 		log:      o.Log,
 	}, nil
 }
 
-// outcome is all that is known about one admission once it is decided.
+func newDecoder() (admission.Decoder, error) {
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, err
+	}
+	return admission.NewDecoder(scheme), nil
+}
+
+// outcome is all that is known about the admission of one pod once it is decided.
 type outcome struct {
 	result   result
 	reason   inject.Reason // empty for injected and unchanged
@@ -175,7 +186,7 @@ func failed(reason inject.Reason, err error, why string) outcome {
 }
 
 func warning(s string) string {
-	s = "mysocket: " + s
+	s = warningPrefix + s
 	if len(s) > warningLimit {
 		s = strings.ToValidUTF8(s[:warningLimit-3], "") + "..."
 	}

@@ -118,6 +118,9 @@ func IsOurs(svc *corev1.Service) bool {
 	return ok
 }
 
+// IsWrittenByUs tells whether an annotation is one that the service controller writes.
+func IsWrittenByUs(annotation string) bool { return slices.Contains(ownAnnotations, annotation) }
+
 // SocketName returns the name of the socket of a Service. cluster may be empty.
 func SocketName(cluster, namespace, name string) string {
 	if cluster != "" {

@@ -26,7 +26,8 @@ type Config struct {
 	SecretName string
 	// DNSNames are the names the certificate is for. Required. A change is noticed when the leader next starts.
 	DNSNames []string
-	// MutatingWebhook and ValidatingWebhook are the names of the configurations that get our CA. Empty for none.
+	// MutatingWebhook and ValidatingWebhook are the names of the configurations that get our CA. Empty for none. The
+	// validating one may be missing.
 	MutatingWebhook   string
 	ValidatingWebhook string
 

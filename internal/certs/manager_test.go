@@ -504,6 +504,19 @@ func TestPublish(t *testing.T) {
 		if err := m.Ready(); err != nil {
 			t.Error(err)
 		}
+
+		// A replica that starts after somebody deleted the validating one works without.
+		if err := c.Delete(t.Context(), validating); err != nil {
+			t.Fatal(err)
+		}
+		late := newManager(t, cfg, c)
+		defer run(t, late)()
+		pass(2 * DefaultInterval)
+		for _, m := range []*Manager{m, late} {
+			if m.Ready() != nil || m.Published() != nil {
+				t.Errorf("without the validating webhook: ready %v, published %v", m.Ready(), m.Published())
+			}
+		}
 	})
 }
 

@@ -28,7 +28,11 @@ type configuration struct {
 	object   client.Object
 	kind     string
 	webhooks func() []webhook
+	// optional tells that the control plane does its work without it.
+	optional bool
 }
+
+var errNoConfiguration = errors.New("does not exist")
 
 // configurations returns the configurations that are ours to mend, not read yet.
 func (m *Manager) configurations() []configuration {
@@ -36,7 +40,7 @@ func (m *Manager) configurations() []configuration {
 	if name := m.cfg.MutatingWebhook; name != "" {
 		c := &admissionregistrationv1.MutatingWebhookConfiguration{}
 		c.Name = name
-		list = append(list, configuration{c, "MutatingWebhookConfiguration", func() (all []webhook) {
+		list = append(list, configuration{object: c, kind: "MutatingWebhookConfiguration", webhooks: func() (all []webhook) {
 			for _, w := range c.Webhooks {
 				all = append(all, webhook{w.Name, w.ClientConfig})
 			}
@@ -46,7 +50,8 @@ func (m *Manager) configurations() []configuration {
 	if name := m.cfg.ValidatingWebhook; name != "" {
 		c := &admissionregistrationv1.ValidatingWebhookConfiguration{}
 		c.Name = name
-		list = append(list, configuration{c, "ValidatingWebhookConfiguration", func() (all []webhook) {
+		// Who deletes this one, so that Services can be written whatever we say, must not lose tunnels by it.
+		list = append(list, configuration{object: c, kind: "ValidatingWebhookConfiguration", optional: true, webhooks: func() (all []webhook) {
 			for _, w := range c.Webhooks {
 				all = append(all, webhook{w.Name, w.ClientConfig})
 			}
@@ -61,7 +66,7 @@ func (m *Manager) readConfiguration(ctx context.Context, c configuration) error 
 	defer cancel()
 	err := m.client.Get(ctx, client.ObjectKeyFromObject(c.object), c.object)
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("%s %s does not exist", c.kind, c.object.GetName())
+		return fmt.Errorf("%s %s %w", c.kind, c.object.GetName(), errNoConfiguration)
 	}
 	return named("read "+c.kind+" "+c.object.GetName(), err)
 }
@@ -121,7 +126,18 @@ func (m *Manager) checkWebhooks(ctx context.Context) {
 	}
 	var problem error
 	for _, c := range m.configurations() {
-		if problem = m.readConfiguration(ctx, c); problem == nil {
+		problem = m.readConfiguration(ctx, c)
+		if c.optional {
+			var missing error
+			if errors.Is(problem, errNoConfiguration) {
+				missing, problem = problem, nil
+			}
+			m.report.report("the "+c.kind, missing)
+			if missing != nil {
+				continue
+			}
+		}
+		if problem == nil {
 			problem = trusts(c, current.leaf.cert)
 		}
 		if problem != nil {

@@ -16,7 +16,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -86,15 +85,10 @@ func running(pod *corev1.Pod) bool {
 	return pod.DeletionTimestamp == nil && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
 }
 
-// neverInjected tells whether the webhook configuration leaves a namespace out, whatever its labels say: the control
-// plane's own, and the cluster's.
-func neverInjected(namespace, own string) bool {
-	return namespace == own || namespace == metav1.NamespaceSystem
-}
+func neverInjected(namespace, own string) bool { return annotations.NeverInjected(namespace, own) }
 
-// injectionEnabled tells whether pods of a namespace are injected. own is the control plane's namespace.
 func injectionEnabled(ns *corev1.Namespace, own string) bool {
-	return !neverInjected(ns.Name, own) && ns.Labels[annotations.NamespaceInjection] == annotations.NamespaceInjectionEnabled
+	return annotations.InjectionEnabled(ns, own)
 }
 
 // servicesOfPod maps a pod to the Services of ours that select it.

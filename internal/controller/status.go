@@ -207,8 +207,7 @@ func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec
 	case bare > 0 && neverInjected(ns.Name, r.Namespace):
 		return say(reasonExcluded, fmt.Sprintf("pods of namespace %s are never injected; move the app to a namespace of its own", ns.Name), true)
 	case bare > 0 && !injectionEnabled(ns, r.Namespace):
-		return say(reasonNotLabelled, fmt.Sprintf("namespace %s is not labelled for injection; run: kubectl label namespace %s %s=%s",
-			ns.Name, ns.Name, annotations.NamespaceInjection, annotations.NamespaceInjectionEnabled), true)
+		return say(reasonNotLabelled, annotations.NotLabelled(ns.Name), true)
 	case bare > 0 && spec.Rollout == annotations.RolloutNever:
 		return say(reasonRestartOff, fmt.Sprintf("%s is %q, so restart their workloads yourself (kubectl rollout restart)", annotations.RolloutMode, annotations.RolloutNever), false)
 	case bare > 0:
