@@ -1,7 +1,8 @@
-// Package admission answers the API server's questions about new objects. It is thin over packages inject and
-// annotations: it knows when a pod is to have a sidecar, not what one looks like. It must never call Mysocket, has no
-// side effects (so a dry-run needs no care), and never fails a pod for a fault of ours: a pod that slips through
-// without a sidecar is repaired by the rollout controller.
+// Package admission answers the API server's questions about new pods and changed Services. It is thin over packages
+// inject and annotations: it knows when a pod is to have a sidecar, not what one looks like, and when to look at a
+// Service, not what is wrong with it. It must never call Mysocket, has no side effects (so a dry-run needs no care), and
+// never fails an object for a fault of ours: a pod that slips through without a sidecar is repaired by the rollout
+// controller, and what is wrong with a Service that slips through stands in its conditions.
 package admission
 
 import (
