@@ -21,6 +21,7 @@ const (
 	Enabled        = Prefix + "enabled"
 	Type           = Prefix + "type"
 	Port           = Prefix + "port"
+	Connections    = Prefix + "connections"
 	RolloutMode    = Prefix + "rollout"
 	DeletionPolicy = Prefix + "deletion-policy"
 )
@@ -69,8 +70,11 @@ const (
 	PolicyRetain = "retain"
 )
 
+// MaxConnections is the most connections to the edge that one replica may be asked to keep.
+const MaxConnections = 4
+
 var (
-	userAnnotations = []string{Enabled, Type, Port, RolloutMode, DeletionPolicy}
+	userAnnotations = []string{Enabled, Type, Port, Connections, RolloutMode, DeletionPolicy}
 	ownAnnotations  = []string{SocketID, DNSName, URL}
 )
 
@@ -82,6 +86,8 @@ type Spec struct {
 	SocketType string
 	// ServicePort is the port of the Service that is made public.
 	ServicePort corev1.ServicePort
+	// Connections is how many connections to the edge each replica keeps, 1 to MaxConnections.
+	Connections int
 	// Rollout is RolloutAuto or RolloutNever.
 	Rollout string
 	// DeletionPolicy is PolicyDelete or PolicyRetain.
@@ -159,6 +165,14 @@ func Parse(svc *corev1.Service, cluster string) (Spec, error) {
 			return Spec{}, wrong(f.annotation, v, strings.Join(f.allowed, ", "))
 		}
 		*f.into = v
+	}
+	spec.Connections = 1
+	if v, set := a[Connections]; set {
+		// Only the plain digit, so that there is one way to write it.
+		if len(v) != 1 || v[0] < '1' || v[0] > '0'+MaxConnections {
+			return Spec{}, wrong(Connections, v, fmt.Sprintf("1 to %d", MaxConnections))
+		}
+		spec.Connections = int(v[0] - '0')
 	}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return Spec{}, &Problem{ReasonNoSelector, "a Service of type ExternalName has no pods of its own and can't be made public; use a Service with a selector"}

@@ -55,6 +55,7 @@ type ServiceReconciler struct {
 	Outdated func(*corev1.Pod) bool
 
 	refused refusals
+	surplus surplus
 }
 
 // SetupWithManager registers the reconciler.
@@ -79,11 +80,11 @@ func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	svc := &corev1.Service{}
 	if err := r.Client.Get(ctx, req.NamespacedName, svc); err != nil {
-		r.refused.forget(req.NamespacedName)
+		r.forget(req.NamespacedName)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if svc.DeletionTimestamp != nil || !annotations.IsOurs(svc) || svc.Annotations[annotations.Enabled] == "false" {
-		r.refused.forget(req.NamespacedName)
+		r.forget(req.NamespacedName)
 		return r.release(ctx, svc)
 	}
 	spec, err := annotations.Parse(svc, r.Cluster)
@@ -132,8 +133,21 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if tunnels.reason == reasonWaitingForApp {
 		again.RequeueAfter = appGrace // a pod that is waiting for its app makes no event when its time is over
 	}
+	wait, err := r.dropSurplus(ctx, req.NamespacedName, spec, time.Now())
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if wait > 0 {
+		again.RequeueAfter = min(again.RequeueAfter, wait)
+	}
 	return again, r.setConditions(ctx, svc,
 		condition{annotations.SocketReady, true, reasonReady, "the public name is " + socket.URL(), false}, tunnels)
+}
+
+// forget drops what is remembered of a Service that is not public any more.
+func (r *ServiceReconciler) forget(service client.ObjectKey) {
+	r.refused.forget(service)
+	r.surplus.seen(service, false, time.Time{})
 }
 
 // ensureSocket creates the Service's socket, or brings the one that was found in line.

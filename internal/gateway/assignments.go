@@ -52,6 +52,7 @@ func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewa
 			URL:             url,
 			Port:            port,
 			PublishNotReady: spec.PublishNotReady,
+			Connections:     spec.Connections,
 		})
 	}
 	slices.SortFunc(out, func(a, b gatewayapi.Assignment) int { return strings.Compare(a.Service, b.Service) })

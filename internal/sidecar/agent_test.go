@@ -205,6 +205,54 @@ func TestAgentFollowsItsAssignments(t *testing.T) {
 	}
 }
 
+// Several connections of one socket are several logins, and their number changes while the sidecar runs.
+func TestSeveralConnectionsOfASocket(t *testing.T) {
+	w := newWorld(t)
+	port, _ := w.listen("app")
+	several := func(n int) gatewayapi.Assignment {
+		a := assignment("web", port)
+		a.Connections = n
+		return a
+	}
+	w.start()
+	w.gateway.Assign(several(1))
+	one := w.edge.Await(t)
+	first := one.AwaitForward(t)
+	w.gateway.Assign(several(3))
+	two, three := w.edge.Await(t), w.edge.Await(t)
+	for _, edge := range []*sshtest.Conn{two, three} {
+		_ = visit(t, edge, edge.AwaitForward(t), "app").Close()
+	}
+	gatewaytest.Eventually(t, "three tunnels are connected", func() bool { return w.agent.metrics.value(t, "tunnels", "Connected") == 3 })
+
+	// Fewer: the first stays, the others leave the rotation and are deleted.
+	w.gateway.Assign(several(1))
+	two.AwaitCancel(t)
+	three.AwaitCancel(t)
+	gatewaytest.Eventually(t, "two tunnels are deleted", func() bool {
+		return slices.Contains(w.gateway.Calls(), "delete/1") && slices.Contains(w.gateway.Calls(), "delete/2")
+	})
+	_ = visit(t, one, first, "app").Close()
+
+	// More again, and drained as a whole.
+	w.gateway.Assign(several(2))
+	again := w.edge.Await(t)
+	again.AwaitForward(t)
+	gatewaytest.Eventually(t, "two tunnels are connected", func() bool { return w.agent.metrics.value(t, "tunnels", "Connected") == 2 })
+	var said lockedBuffer
+	if err := drain.Ask(t.Context(), w.cfg.DrainSocket, &said); err != nil {
+		t.Error(err)
+	}
+	one.AwaitCancel(t)
+	again.AwaitCancel(t)
+	w.stop()
+	calls := w.gateway.Calls()
+	slices.Sort(calls)
+	if got := strings.Join(calls, " "); got != "delete delete/1 delete/1 delete/2 register register/1 register/1 register/2" {
+		t.Errorf("calls: %s", got)
+	}
+}
+
 // A socket that comes back while its old tunnel still has a visitor waits for the old one's end: both are the same tunnel.
 func TestASocketThatComesBackWaitsForItsOldTunnel(t *testing.T) {
 	w := newWorld(t)

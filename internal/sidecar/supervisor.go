@@ -40,10 +40,10 @@ const (
 
 // gateway is what a supervisor asks of the gateway.
 type gateway interface {
-	Register(ctx context.Context, socketID, publicKey string) (gatewayapi.Registration, error)
-	Renew(ctx context.Context, socketID, tunnelID, publicKey string) (gatewayapi.Registration, error)
-	Report(ctx context.Context, socketID string, report gatewayapi.StatusReport) error
-	Delete(ctx context.Context, socketID, tunnelID string) error
+	Register(ctx context.Context, of gatewayclient.Connection, publicKey string) (gatewayapi.Registration, error)
+	Renew(ctx context.Context, of gatewayclient.Connection, tunnelID, publicKey string) (gatewayapi.Registration, error)
+	Report(ctx context.Context, of gatewayclient.Connection, report gatewayapi.StatusReport) error
+	Delete(ctx context.Context, of gatewayclient.Connection, tunnelID string) error
 }
 
 // edgeTunnel is what a supervisor does with a connected tunnel.
@@ -88,6 +88,7 @@ type surroundings struct {
 type supervisor struct {
 	around     *surroundings
 	logger     *slog.Logger
+	connection gatewayclient.Connection
 	assignment atomic.Pointer[gatewayapi.Assignment]
 	backoff    retry.Backoff
 	status     *statusReporter
@@ -109,10 +110,16 @@ type supervisor struct {
 	retireAsked chan struct{}
 }
 
-func newSupervisor(around *surroundings, assignment gatewayapi.Assignment) *supervisor {
+// newSupervisor returns a supervisor of connection n of a socket.
+func newSupervisor(around *surroundings, assignment gatewayapi.Assignment, n int) *supervisor {
+	logger := around.logger.With("socket", assignment.SocketName, "service", assignment.Service)
+	if n > 0 {
+		logger = logger.With("connection", n)
+	}
 	s := &supervisor{
 		around:      around,
-		logger:      around.logger.With("socket", assignment.SocketName, "service", assignment.Service),
+		logger:      logger,
+		connection:  gatewayclient.Connection{SocketID: assignment.SocketID, Number: n},
 		backoff:     retry.Backoff{Min: backoffMin, Max: backoffMax, Sustained: sustained, Random: around.random},
 		withdrawn:   make(chan struct{}),
 		drained:     make(chan struct{}),
@@ -120,7 +127,7 @@ func newSupervisor(around *surroundings, assignment gatewayapi.Assignment) *supe
 		retireAsked: make(chan struct{}),
 	}
 	s.assignment.Store(&assignment)
-	s.status = newStatusReporter(around, s.logger, assignment.SocketID)
+	s.status = newStatusReporter(around, s.logger, s.connection)
 	return s
 }
 
@@ -305,10 +312,9 @@ func (s *supervisor) ensureLogin(work context.Context) error {
 	if s.enter(gatewayapi.StateRegistering, s.message) {
 		s.logger.Info("asking the gateway for a tunnel or its certificate")
 	}
-	socketID := s.assignment.Load().SocketID
 	publicKey := authorizedKey(s.around.key.PublicKey())
 	if s.login != nil && s.loginRefused < refusalsBeforeNew {
-		registration, err := s.around.gateway.Renew(work, socketID, s.login.tunnelID, publicKey)
+		registration, err := s.around.gateway.Renew(work, s.connection, s.login.tunnelID, publicKey)
 		if err == nil {
 			return s.takeLogin(registration)
 		}
@@ -317,7 +323,7 @@ func (s *supervisor) ensureLogin(work context.Context) error {
 		}
 		s.logger.Info("the gateway no longer knows the tunnel; registering anew", "tunnel", s.login.tunnelID)
 	}
-	registration, err := s.around.gateway.Register(work, socketID, publicKey)
+	registration, err := s.around.gateway.Register(work, s.connection, publicKey)
 	if err != nil {
 		return err
 	}
