@@ -22,6 +22,7 @@ const (
 	Type           = Prefix + "type"
 	Port           = Prefix + "port"
 	Connections    = Prefix + "connections"
+	ProxyProtocol  = Prefix + "proxy-protocol"
 	RolloutMode    = Prefix + "rollout"
 	DeletionPolicy = Prefix + "deletion-policy"
 )
@@ -63,6 +64,9 @@ const (
 	TypeTCP   = "tcp"
 	TypeTLS   = "tls"
 
+	ProxyV1 = "v1"
+	ProxyV2 = "v2"
+
 	RolloutAuto  = "auto"
 	RolloutNever = "never"
 
@@ -74,7 +78,7 @@ const (
 const MaxConnections = 4
 
 var (
-	userAnnotations = []string{Enabled, Type, Port, Connections, RolloutMode, DeletionPolicy}
+	userAnnotations = []string{Enabled, Type, Port, Connections, ProxyProtocol, RolloutMode, DeletionPolicy}
 	ownAnnotations  = []string{SocketID, DNSName, URL}
 )
 
@@ -88,6 +92,8 @@ type Spec struct {
 	ServicePort corev1.ServicePort
 	// Connections is how many connections to the edge each replica keeps, 1 to MaxConnections.
 	Connections int
+	// ProxyProtocol is ProxyV1, ProxyV2, or empty for none.
+	ProxyProtocol string
 	// Rollout is RolloutAuto or RolloutNever.
 	Rollout string
 	// DeletionPolicy is PolicyDelete or PolicyRetain.
@@ -173,6 +179,12 @@ func Parse(svc *corev1.Service, cluster string) (Spec, error) {
 			return Spec{}, wrong(Connections, v, fmt.Sprintf("1 to %d", MaxConnections))
 		}
 		spec.Connections = int(v[0] - '0')
+	}
+	if v, set := a[ProxyProtocol]; set {
+		if v != ProxyV1 && v != ProxyV2 {
+			return Spec{}, wrong(ProxyProtocol, v, ProxyV1+", "+ProxyV2)
+		}
+		spec.ProxyProtocol = v
 	}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return Spec{}, &Problem{ReasonNoSelector, "a Service of type ExternalName has no pods of its own and can't be made public; use a Service with a selector"}

@@ -53,7 +53,7 @@ func TestParseFillsInDefaults(t *testing.T) {
 }
 
 func TestParseTakesWhatIsAsked(t *testing.T) {
-	svc := service(with(Type, "tcp"), with(Port, "admin"), with(Connections, "4"), with(RolloutMode, "never"), with(DeletionPolicy, "retain"),
+	svc := service(with(Type, "tcp"), with(Port, "admin"), with(Connections, "4"), with(ProxyProtocol, "v2"), with(RolloutMode, "never"), with(DeletionPolicy, "retain"),
 		with(SocketID, "an id"), with(DNSName, "a name"), with(URL, "a URL"),
 		func(svc *corev1.Service) { svc.Spec.PublishNotReadyAddresses = true })
 	got, err := Parse(svc, "north")
@@ -61,7 +61,7 @@ func TestParseTakesWhatIsAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Spec{
-		SocketName: "k8s north shop.web", SocketType: TypeTCP, Connections: 4, Rollout: RolloutNever, DeletionPolicy: PolicyRetain,
+		SocketName: "k8s north shop.web", SocketType: TypeTCP, Connections: 4, ProxyProtocol: ProxyV2, Rollout: RolloutNever, DeletionPolicy: PolicyRetain,
 		ServicePort: svc.Spec.Ports[1], PublishNotReady: true,
 	}
 	if got != want {
@@ -75,6 +75,7 @@ func TestParseAcceptsEveryAllowedValue(t *testing.T) {
 		Type:           {"http", "https", "tcp", "tls"},
 		Port:           {"http", "80", "admin", "9000"},
 		Connections:    {"1", "2", "3", "4"},
+		ProxyProtocol:  {"v1", "v2"},
 		RolloutMode:    {"auto", "never"},
 		DeletionPolicy: {"delete", "retain"},
 	} {
@@ -99,11 +100,11 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 		{"enabled is empty", service(with(Enabled, "")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/enabled has the value ""; allowed: "true" or "false"`},
 		{"unknown annotation", service(with(Prefix+"prot", "80")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/prot" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/prot" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy`},
 		{"the first unknown one in order", service(with(Prefix+"z", ""), with(Prefix+"a", "")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/a" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/a" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy`},
 		{"an annotation of pods", service(with(PodInjected, "x")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/injected" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/injected" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy`},
 		{"type", service(with(Type, "udp")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/type has the value "udp"; allowed: http, https, tcp, tls`},
 		{"type is empty", service(with(Type, "")), ReasonInvalidAnnotation,
@@ -122,6 +123,10 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 			`annotation mysocket.io/connections has the value "02"; allowed: 1 to 4`},
 		{"connections in words", service(with(Connections, "")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/connections has the value ""; allowed: 1 to 4`},
+		{"PROXY protocol by another name", service(with(ProxyProtocol, "2")), ReasonInvalidAnnotation,
+			`annotation mysocket.io/proxy-protocol has the value "2"; allowed: v1, v2`},
+		{"PROXY protocol is empty", service(with(ProxyProtocol, "")), ReasonInvalidAnnotation,
+			`annotation mysocket.io/proxy-protocol has the value ""; allowed: v1, v2`},
 		{"rollout", service(with(RolloutMode, "off")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/rollout has the value "off"; allowed: auto, never`},
 		{"deletion policy", service(with(DeletionPolicy, "keep")), ReasonInvalidAnnotation,
@@ -276,11 +281,11 @@ func TestTargetPort(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add("true", "http", "80", "1", "auto", "delete", "", "app", "http", int32(80), "TCP", "")
-	f.Add("false", "tls", "http", "4", "never", "retain", "north", "", "", int32(0), "UDP", "ExternalName")
-	f.Add("yes", "\xff\xfe", "\x00", "9", "", strings.Repeat("é", 200), " ", "app", "http", int32(-1), "SCTP", "ClusterIP")
-	f.Fuzz(func(t *testing.T, enabled, kind, port, connections, rollout, policy, cluster, selector, portName string, number int32, protocol, serviceType string) {
-		svc := service(with(Enabled, enabled), with(Type, kind), with(Port, port), with(Connections, connections), with(RolloutMode, rollout), with(DeletionPolicy, policy),
+	f.Add("true", "http", "80", "1", "v1", "auto", "delete", "", "app", "http", int32(80), "TCP", "")
+	f.Add("false", "tls", "http", "4", "v2", "never", "retain", "north", "", "", int32(0), "UDP", "ExternalName")
+	f.Add("yes", "\xff\xfe", "\x00", "9", "v3", "", strings.Repeat("é", 200), " ", "app", "http", int32(-1), "SCTP", "ClusterIP")
+	f.Fuzz(func(t *testing.T, enabled, kind, port, connections, proxy, rollout, policy, cluster, selector, portName string, number int32, protocol, serviceType string) {
+		svc := service(with(Enabled, enabled), with(Type, kind), with(Port, port), with(Connections, connections), with(ProxyProtocol, proxy), with(RolloutMode, rollout), with(DeletionPolicy, policy),
 			ports(corev1.ServicePort{Name: portName, Port: number, Protocol: corev1.Protocol(protocol)}))
 		svc.Spec.Type = corev1.ServiceType(serviceType)
 		svc.Spec.Selector = map[string]string{}
@@ -298,7 +303,7 @@ func FuzzParse(f *testing.F) {
 		if !slices.Contains([]string{TypeHTTP, TypeHTTPS, TypeTCP, TypeTLS}, spec.SocketType) ||
 			!slices.Contains([]string{RolloutAuto, RolloutNever}, spec.Rollout) ||
 			!slices.Contains([]string{PolicyDelete, PolicyRetain}, spec.DeletionPolicy) ||
-			spec.Connections < 1 || spec.Connections > MaxConnections ||
+			spec.Connections < 1 || spec.Connections > MaxConnections || spec.ProxyProtocol != proxy || !slices.Contains([]string{ProxyV1, ProxyV2}, proxy) ||
 			spec.ServicePort != svc.Spec.Ports[0] || protocol != "" && protocol != "TCP" ||
 			selector == "" || spec.SocketName != SocketName(cluster, "shop", "web") {
 			t.Fatalf("accepted %+v of %+v", spec, svc)

@@ -53,6 +53,7 @@ func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewa
 			Port:            port,
 			PublishNotReady: spec.PublishNotReady,
 			Connections:     spec.Connections,
+			ProxyProtocol:   spec.ProxyProtocol,
 		})
 	}
 	slices.SortFunc(out, func(a, b gatewayapi.Assignment) int { return strings.Compare(a.Service, b.Service) })

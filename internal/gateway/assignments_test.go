@@ -49,6 +49,7 @@ func TestAssign(t *testing.T) {
 		service("web", 2, func(svc *corev1.Service) {
 			svc.Spec.PublishNotReadyAddresses = true
 			svc.Annotations[annotations.Connections] = "3"
+			svc.Annotations[annotations.ProxyProtocol] = "v2"
 		}),
 		service("api", 1, nil),
 		service("second-of-one-socket", 1, nil),
@@ -64,7 +65,7 @@ func TestAssign(t *testing.T) {
 	want := []gatewayapi.Assignment{
 		{SocketID: id(1), SocketName: "k8s north shop.api", Service: "api", URL: "https://api.example", Port: 8080, Connections: 1},
 		{SocketID: id(4), SocketName: "k8s north shop.tampered-url", Service: "tampered-url", Port: 8080, Connections: 1},
-		{SocketID: id(2), SocketName: "k8s north shop.web", Service: "web", URL: "https://web.example", Port: 8080, PublishNotReady: true, Connections: 3},
+		{SocketID: id(2), SocketName: "k8s north shop.web", Service: "web", URL: "https://web.example", Port: 8080, PublishNotReady: true, Connections: 3, ProxyProtocol: "v2"},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

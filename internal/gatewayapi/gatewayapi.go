@@ -58,10 +58,19 @@ type Assignment struct {
 	PublishNotReady bool `json:"publishNotReady,omitempty"`
 	// Connections is how many connections to keep, each with its own tunnel; 0 means 1. At most MaxConnections.
 	Connections int `json:"connections,omitempty"`
+	// ProxyProtocol is the version of the PROXY protocol header that the app expects before a visitor's bytes: one of the
+	// constants below, or empty for none.
+	ProxyProtocol string `json:"proxyProtocol,omitempty"`
 	// EdgeAddress is where the edge is now. A registration that names another address is to be renewed before it is used
 	// again. May be empty, when any address is good.
 	EdgeAddress string `json:"edgeAddress,omitempty"`
 }
+
+// The versions of the PROXY protocol.
+const (
+	ProxyV1 = "v1"
+	ProxyV2 = "v2"
+)
 
 // RegisterRequest asks for a tunnel, or for a new certificate of one.
 type RegisterRequest struct {

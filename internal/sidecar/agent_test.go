@@ -253,6 +253,52 @@ func TestSeveralConnectionsOfASocket(t *testing.T) {
 	}
 }
 
+// The app is told the visitor's address, from the moment on at which the Service asks for that, on the connection there is.
+func TestProxyProtocol(t *testing.T) {
+	w := newWorld(t)
+	port, _ := w.listen("app")
+	proxied := func(version string) gatewayapi.Assignment {
+		a := assignment("web", port)
+		a.ProxyProtocol = version
+		return a
+	}
+	w.start()
+	w.gateway.Assign(proxied(""))
+	edge := w.edge.Await(t)
+	forward := edge.AwaitForward(t)
+	// The app echoes what it is sent, the header first.
+	echoed := func(n int) string {
+		t.Helper()
+		channel := visit(t, edge, forward, "app")
+		defer func() { _ = channel.Close() }()
+		if _, err := io.WriteString(channel, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, n+len("hello"))
+		if _, err := io.ReadFull(channel, got); err != nil {
+			t.Fatal(err)
+		}
+		return string(got)
+	}
+	if got := echoed(0); got != "hello" {
+		t.Errorf("without the protocol the app got %q", got)
+	}
+	w.gateway.Assign(proxied("v1"))
+	gatewaytest.Eventually(t, "v1 is used", func() bool { return strings.Contains(w.logs.String(), "to=v1") })
+	want := fmt.Sprintf("PROXY TCP4 192.0.2.7 127.0.0.1 50000 %d\r\n", port)
+	if got := echoed(len(want)); got != want+"hello" {
+		t.Errorf("the app got %q, want %q", got, want+"hello")
+	}
+	w.gateway.Assign(proxied("v2"))
+	gatewaytest.Eventually(t, "v2 is used", func() bool { return strings.Contains(w.logs.String(), "to=v2") })
+	if got := echoed(28); !strings.HasPrefix(got, "\r\n\r\n\x00\r\nQUIT\n\x21\x11") || !strings.Contains(got, "\xc0\x00\x02\x07\x7f\x00\x00\x01") || !strings.HasSuffix(got, "hello") {
+		t.Errorf("the app got %q", got)
+	}
+	if n := w.edge.Logins(); n != 1 {
+		t.Errorf("%d logins, want 1", n)
+	}
+}
+
 // A socket that comes back while its old tunnel still has a visitor waits for the old one's end: both are the same tunnel.
 func TestASocketThatComesBackWaitsForItsOldTunnel(t *testing.T) {
 	w := newWorld(t)

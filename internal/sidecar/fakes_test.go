@@ -317,7 +317,7 @@ func newBench(t *testing.T) *bench {
 		dialApp: func(_ context.Context, port int32) (*net.TCPConn, error) {
 			return nil, fmt.Errorf("dialled port %d", port)
 		},
-		checkApp: func(context.Context, int32) error {
+		checkApp: func(context.Context, int32, string) error {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			b.checks = append(b.checks, time.Since(b.began))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,7 +67,7 @@ type surroundings struct {
 	connect func(context.Context, tunnel.Config) (edgeTunnel, error)
 	// dialApp connects a visitor to a port of the pod, and checkApp asks whether the app there is well.
 	dialApp  func(ctx context.Context, port int32) (*net.TCPConn, error)
-	checkApp func(ctx context.Context, port int32) error
+	checkApp func(ctx context.Context, port int32, proxyProtocol string) error
 
 	key     ssh.Signer
 	version string
@@ -136,6 +137,9 @@ func (s *supervisor) update(assignment gatewayapi.Assignment) {
 	old := s.assignment.Swap(&assignment)
 	if old.Port != assignment.Port {
 		s.logger.Info("the app's port changed; new connections use it", "from", old.Port, "to", assignment.Port)
+	}
+	if old.ProxyProtocol != assignment.ProxyProtocol {
+		s.logger.Info("the PROXY protocol changed; new connections use it", "from", old.ProxyProtocol, "to", assignment.ProxyProtocol)
 	}
 }
 
@@ -289,6 +293,9 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 		ClientVersion: "SSH-2.0-mysocket-sidecar_" + s.around.version,
 		DialApp: func(ctx context.Context) (*net.TCPConn, error) {
 			return s.around.dialApp(ctx, s.assignment.Load().Port)
+		},
+		Preface: func(visitor netip.AddrPort, app *net.TCPConn) []byte {
+			return proxyHeader(s.assignment.Load().ProxyProtocol, visitor, app.RemoteAddr())
 		},
 		Clock:    s.around.clock,
 		Logger:   s.logger.With("tunnel", s.login.tunnelID),

@@ -335,14 +335,17 @@ func TestParseSnapshotRefusesWhatIsWrong(t *testing.T) {
 		many[i] = assignment(fmt.Sprintf("s%d", i), 80)
 	}
 	for name, list := range map[string]string{
-		"no port":        assignment("s1", 0),
-		"a large port":   assignment("s1", 65536),
-		"an id of dots":  assignment("..", 80),
-		"a path":         assignment("a/b", 80),
-		"no id":          assignment("", 80),
-		"twice the same": assignment("s1", 80) + "," + assignment("s1", 81),
-		"too many":       strings.Join(many, ","),
-		"a long name":    `{"socketID":"s1","port":80,"socketName":"` + strings.Repeat("x", 513) + `"}`,
+		"no port":                assignment("s1", 0),
+		"a large port":           assignment("s1", 65536),
+		"an id of dots":          assignment("..", 80),
+		"a path":                 assignment("a/b", 80),
+		"no id":                  assignment("", 80),
+		"twice the same":         assignment("s1", 80) + "," + assignment("s1", 81),
+		"too many":               strings.Join(many, ","),
+		"too many connections":   `{"socketID":"s1","port":80,"connections":5}`,
+		"fewer than none":        `{"socketID":"s1","port":80,"connections":-1}`,
+		"another PROXY protocol": `{"socketID":"s1","port":80,"proxyProtocol":"v3"}`,
+		"a long name":            `{"socketID":"s1","port":80,"socketName":"` + strings.Repeat("x", 513) + `"}`,
 	} {
 		if _, err := gatewayclient.ParseSnapshot([]byte(`{"assignments":[` + list + `]}`)); err == nil {
 			t.Errorf("%s was let through", name)
