@@ -18,13 +18,17 @@ const Prefix = "mysocket.io/"
 
 // Annotations that users write on a Service.
 const (
-	Enabled        = Prefix + "enabled"
-	Type           = Prefix + "type"
-	Port           = Prefix + "port"
-	Connections    = Prefix + "connections"
-	ProxyProtocol  = Prefix + "proxy-protocol"
-	RolloutMode    = Prefix + "rollout"
-	DeletionPolicy = Prefix + "deletion-policy"
+	Enabled              = Prefix + "enabled"
+	Type                 = Prefix + "type"
+	Port                 = Prefix + "port"
+	AllowedEmails        = Prefix + "allowed-emails"
+	AllowedEmailDomains  = Prefix + "allowed-email-domains"
+	UpstreamType         = Prefix + "upstream-type"
+	UpstreamHTTPHostname = Prefix + "upstream-http-hostname"
+	Connections          = Prefix + "connections"
+	ProxyProtocol        = Prefix + "proxy-protocol"
+	RolloutMode          = Prefix + "rollout"
+	DeletionPolicy       = Prefix + "deletion-policy"
 )
 
 // Annotations that the service controller writes back on a Service.
@@ -32,6 +36,8 @@ const (
 	SocketID = Prefix + "socket-id"
 	DNSName  = Prefix + "dnsname"
 	URL      = Prefix + "url"
+	// Applied lists the settings of the socket that come from the Service and are in force; see AppliedSettings.
+	Applied = Prefix + "applied"
 )
 
 // Names on other objects.
@@ -78,9 +84,12 @@ const (
 const MaxConnections = 4
 
 var (
-	userAnnotations = []string{Enabled, Type, Port, Connections, ProxyProtocol, RolloutMode, DeletionPolicy}
-	ownAnnotations  = []string{SocketID, DNSName, URL}
+	userAnnotations = []string{Enabled, Type, Port, AllowedEmails, AllowedEmailDomains, UpstreamType, UpstreamHTTPHostname, Connections, ProxyProtocol, RolloutMode, DeletionPolicy}
+	ownAnnotations  = []string{SocketID, DNSName, URL, Applied}
 )
+
+// Own returns the annotations that the service controller writes on a Service, and removes when it is released.
+func Own() []string { return slices.Clone(ownAnnotations) }
 
 // Spec is what a user asked for with a Service's annotations, with defaults filled in.
 type Spec struct {
@@ -90,6 +99,11 @@ type Spec struct {
 	SocketType string
 	// ServicePort is the port of the Service that is made public.
 	ServicePort corev1.ServicePort
+	// AllowedEmails and AllowedDomains are who may come in, each separated by commas and in order; empty for everybody.
+	AllowedEmails, AllowedDomains string
+	// UpstreamType is http or https, how the edge speaks to the app, and UpstreamHostname the host name that it uses. Empty
+	// for what the edge does by itself.
+	UpstreamType, UpstreamHostname string
 	// Connections is how many connections to the edge each replica keeps, 1 to MaxConnections.
 	Connections int
 	// ProxyProtocol is ProxyV1, ProxyV2, or empty for none.
@@ -171,6 +185,9 @@ func Parse(svc *corev1.Service, cluster string) (Spec, error) {
 			return Spec{}, wrong(f.annotation, v, strings.Join(f.allowed, ", "))
 		}
 		*f.into = v
+	}
+	if err := spec.parseSettings(a); err != nil {
+		return Spec{}, err
 	}
 	spec.Connections = 1
 	if v, set := a[Connections]; set {

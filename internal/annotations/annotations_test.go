@@ -87,6 +87,10 @@ func TestParseAcceptsEveryAllowedValue(t *testing.T) {
 	}
 }
 
+// known is what a sentence about an unknown annotation ends with.
+const known = "mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/allowed-emails, mysocket.io/allowed-email-domains, " +
+	"mysocket.io/upstream-type, mysocket.io/upstream-http-hostname, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy"
+
 func TestParseSaysWhatIsWrong(t *testing.T) {
 	for _, tc := range []struct {
 		name            string
@@ -100,11 +104,11 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 		{"enabled is empty", service(with(Enabled, "")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/enabled has the value ""; allowed: "true" or "false"`},
 		{"unknown annotation", service(with(Prefix+"prot", "80")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/prot" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/prot" is not known; known are ` + known},
 		{"the first unknown one in order", service(with(Prefix+"z", ""), with(Prefix+"a", "")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/a" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/a" is not known; known are ` + known},
 		{"an annotation of pods", service(with(PodInjected, "x")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/injected" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/injected" is not known; known are ` + known},
 		{"type", service(with(Type, "udp")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/type has the value "udp"; allowed: http, https, tcp, tls`},
 		{"type is empty", service(with(Type, "")), ReasonInvalidAnnotation,

@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -39,7 +39,8 @@ const (
 //	enabled, invalid                          SocketReady=False with the reason; an existing socket is left as it is
 //	enabled, valid, Mysocket does not answer  SocketReady=False with the reason; no finalizer yet, so that it can be deleted
 //	enabled, valid, no socket of its name     finalizer first, then the socket is created
-//	enabled, valid, socket of its name        adopted (finalizer first); a new type is asked for, which the edge may refuse
+//	enabled, valid, socket of its name        adopted (finalizer first); new settings are asked for, which the edge may refuse
+//	  a guard that is asked for is missing    noted before anything else, and no pod serves it until the edge has the guard
 //	not enabled (or deleted), with finalizer  Tunnels deleted, socket deleted or retained, our annotations, conditions, finalizer removed
 //
 // A socket is found by its name, never by the annotation alone: names are made from namespace and Service, and the
@@ -91,7 +92,8 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return r.invalid(ctx, svc, err)
 	}
-	if err := r.refused.of(req.NamespacedName, spec, time.Now()); err != nil {
+	want := wantedOf(spec)
+	if err := r.refused.of(req.NamespacedName, want.key(spec.SocketName), time.Now()); err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
 	socket, found, err := r.find(ctx, svc, spec.SocketName, 10*time.Second)
@@ -102,6 +104,9 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
+	if err := r.retractClaims(ctx, svc, spec, want, socket, found); err != nil {
+		return reconcile.Result{}, err
+	}
 	if controllerutil.AddFinalizer(svc, annotations.Finalizer) {
 		// Before there is a socket, so that one is never left behind; but after Mysocket has answered, so that a wrong
 		// password does not keep a Service from being deleted.
@@ -111,10 +116,10 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 			return unlessConflict(fmt.Errorf("put a finalizer on Service %s: %w", req, err))
 		}
 	}
-	if socket, err = r.ensureSocket(ctx, svc, spec, socket, found); err != nil {
-		if mysocket.IsRefused(err) {
+	if socket, err = r.ensureSocket(ctx, svc, spec.SocketName, want, socket, found); err != nil {
+		if mysocket.IsRefused(err) || errors.Is(err, errIgnored) {
 			// Shorter than the wait for the next attempt, which is not to find this.
-			r.refused.remember(req.NamespacedName, spec, err, time.Now().Add(slowRetry/2))
+			r.refused.remember(req.NamespacedName, want.key(spec.SocketName), err, time.Now().Add(slowRetry/2))
 		}
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
@@ -122,6 +127,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		annotations.SocketID: socket.ID,
 		annotations.DNSName:  socket.DNSName,
 		annotations.URL:      socket.URL(),
+		annotations.Applied:  annotations.AppliedValue(spec.Asked()),
 	}); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -151,20 +157,26 @@ func (r *ServiceReconciler) forget(service client.ObjectKey) {
 }
 
 // ensureSocket creates the Service's socket, or brings the one that was found in line.
-func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, spec annotations.Spec, socket mysocket.Socket, found bool) (mysocket.Socket, error) {
+func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, name string, want wanted, socket mysocket.Socket, found bool) (mysocket.Socket, error) {
 	if !found {
-		made, err := r.API.CreateSocket(ctx, mysocket.Socket{Name: spec.SocketName, Type: spec.SocketType, Description: "made by mysocket-injector"})
+		made := mysocket.Socket{Name: name, Description: "made by mysocket-injector"}
+		want.fill(&made, func(annotations.Setting) bool { return false })
+		made, err := r.API.CreateSocket(ctx, made)
 		if err != nil {
 			return mysocket.Socket{}, err
 		}
 		ctrl.LoggerFrom(ctx).Info("socket created", "service", svc.Namespace+"/"+svc.Name, "socket", made.Name, "id", made.ID, "url", made.URL())
-		return made, nil
+		return made, want.check(made)
 	}
-	if socket.Type == spec.SocketType {
+	if !want.fill(&socket, annotations.AppliedOf(svc).Ours) {
 		return socket, nil
 	}
-	socket.Type, socket.Ports, socket.Tunnels = spec.SocketType, nil, nil // the ports go with the type
-	return r.API.UpdateSocket(ctx, socket)
+	changed, err := r.API.UpdateSocket(ctx, socket)
+	if err != nil {
+		return mysocket.Socket{}, err
+	}
+	ctrl.LoggerFrom(ctx).Info("socket changed", "service", svc.Namespace+"/"+svc.Name, "socket", changed.Name, "id", changed.ID)
+	return changed, want.check(changed)
 }
 
 // find looks for the socket of this name. Of several, the one that the Service is annotated with is taken, else the
@@ -220,7 +232,7 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 	switch {
 	case errors.Is(err, mysocket.ErrCredentials):
 		special(reasonAccount)
-	case mysocket.IsRefused(err):
+	case mysocket.IsRefused(err), errors.Is(err, errIgnored):
 		special(reasonSocketRefused)
 	case mysocket.RetryAfter(err) > 0:
 		retry = mysocket.RetryAfter(err) + jitter(firstRetry)
@@ -288,7 +300,7 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 	}
 	before := svc.DeepCopy()
 	controllerutil.RemoveFinalizer(svc, annotations.Finalizer)
-	for _, a := range []string{annotations.SocketID, annotations.DNSName, annotations.URL} {
+	for _, a := range annotations.Own() {
 		delete(svc.Annotations, a)
 	}
 	if err := r.Client.Patch(ctx, svc, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
@@ -307,15 +319,17 @@ func (r *ServiceReconciler) tellReleased(ctx context.Context, svc *corev1.Servic
 	r.Events.Eventf(svc, nil, corev1.EventTypeNormal, reason, "Release", format, args...)
 }
 
-// annotate sets our annotations where they differ, and touches nothing else.
+// annotate sets our annotations where they differ, and touches nothing else. One without a value is removed.
 func (r *ServiceReconciler) annotate(ctx context.Context, svc *corev1.Service, want map[string]string) error {
 	before := svc.DeepCopy()
 	for k, v := range want {
+		if v == "" {
+			delete(svc.Annotations, k)
+			continue
+		}
 		svc.Annotations[k] = v // an enabled Service has annotations
 	}
-	if !slices.ContainsFunc([]string{annotations.SocketID, annotations.DNSName, annotations.URL}, func(k string) bool {
-		return before.Annotations[k] != svc.Annotations[k]
-	}) {
+	if maps.Equal(before.Annotations, svc.Annotations) {
 		return nil
 	}
 	if err := r.Client.Patch(ctx, svc, client.MergeFrom(before)); err != nil {

@@ -50,6 +50,7 @@ type stage struct {
 	proxy  *mysockettest.Proxy
 	api    *mysocket.Client
 	events *recorder
+	use    MysocketAPI // in the place of api, when set
 }
 
 func newStage(t *testing.T) *stage {
@@ -119,7 +120,11 @@ func enabled(more ...string) map[string]string {
 }
 
 func (s *stage) reconciler() *ServiceReconciler {
-	return &ServiceReconciler{Client: cluster.Client, API: s.api, Events: s.events, Outdated: outdated}
+	var api MysocketAPI = s.api
+	if s.use != nil {
+		api = s.use
+	}
+	return &ServiceReconciler{Client: cluster.Client, API: api, Events: s.events, Outdated: outdated}
 }
 
 // outdated tells whether a pod's sidecar is an old one, in these tests.
@@ -184,7 +189,7 @@ func hasFinalizer(obj client.Object) bool {
 // wantUntouched wants a Service that nobody would see had ever been ours.
 func wantUntouched(t *testing.T, svc *corev1.Service) {
 	t.Helper()
-	for _, a := range []string{annotations.SocketID, annotations.DNSName, annotations.URL} {
+	for _, a := range annotations.Own() {
 		if v, ok := svc.Annotations[a]; ok {
 			t.Errorf("annotation %s is still %q", a, v)
 		}

@@ -30,6 +30,7 @@ const (
 	reasonNotLabelled    = "NamespaceNotLabelled"
 	reasonExcluded       = "NamespaceExcluded"
 	reasonRestartOff     = "RestartIsOff"
+	reasonNotGuarded     = "NotRestrictedYet"
 )
 
 // appGrace is how long an app may take to answer before the Service's condition calls it a failure. An app that is just
@@ -126,6 +127,9 @@ func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Servic
 	spec, err := annotations.Parse(svc, r.Cluster)
 	if err != nil {
 		return condition{}, err
+	}
+	if !spec.Guarded(svc) {
+		return condition{annotations.TunnelsReady, false, reasonNotGuarded, "the pods serve nothing until the edge keeps visitors out as the Service asks", false}, nil
 	}
 	return r.summarize(svc, spec, pods.Items, tunnels.Items, &ns, time.Now()), nil
 }

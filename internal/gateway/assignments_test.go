@@ -55,6 +55,16 @@ func TestAssign(t *testing.T) {
 		service("second-of-one-socket", 1, nil),
 		service("not-enabled", 3, func(svc *corev1.Service) { svc.Annotations[annotations.Enabled] = "false" }),
 		service("wrong", 3, func(svc *corev1.Service) { svc.Annotations[annotations.Type] = "x" }),
+		service("not-guarded", 3, func(svc *corev1.Service) { svc.Annotations[annotations.AllowedEmails] = "ann@example.com" }),
+		service("guard-taken-back", 3, func(svc *corev1.Service) {
+			svc.Annotations[annotations.AllowedEmails] = "ann@example.com"
+			svc.Annotations[annotations.Applied] = "upstream,access-ending"
+		}),
+		service("guarded", 5, func(svc *corev1.Service) {
+			svc.Annotations[annotations.AllowedEmails] = "ann@example.com"
+			svc.Annotations[annotations.UpstreamType] = "https"
+			svc.Annotations[annotations.Applied] = "access"
+		}),
 		service("other-pods", 3, func(svc *corev1.Service) { svc.Spec.Selector["app"] = "other" }),
 		service("no-such-port", 3, func(svc *corev1.Service) { svc.Spec.Ports[0].TargetPort = intstr.FromString("grpc") }),
 		service("going", 3, func(svc *corev1.Service) { now := metav1.Now(); svc.DeletionTimestamp = &now }),
@@ -64,6 +74,7 @@ func TestAssign(t *testing.T) {
 	}, pod, "north")
 	want := []gatewayapi.Assignment{
 		{SocketID: id(1), SocketName: "k8s north shop.api", Service: "api", URL: "https://api.example", Port: 8080, Connections: 1},
+		{SocketID: id(5), SocketName: "k8s north shop.guarded", Service: "guarded", URL: "https://guarded.example", Port: 8080, Connections: 1},
 		{SocketID: id(4), SocketName: "k8s north shop.tampered-url", Service: "tampered-url", Port: 8080, Connections: 1},
 		{SocketID: id(2), SocketName: "k8s north shop.web", Service: "web", URL: "https://web.example", Port: 8080, PublishNotReady: true, Connections: 3, ProxyProtocol: "v2"},
 	}
