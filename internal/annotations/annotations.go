@@ -40,6 +40,10 @@ const (
 	Applied = Prefix + "applied"
 )
 
+// LoadBalancerClass is the loadBalancerClass of a Service of type LoadBalancer that asks for what Enabled does, and gets its
+// public name in its status too.
+const LoadBalancerClass = Prefix + "edge"
+
 // Names on other objects.
 const (
 	// NamespaceInjection is the namespace label that opts a namespace in, with the value NamespaceInjectionEnabled.
@@ -134,14 +138,24 @@ const (
 // Error returns the message.
 func (p *Problem) Error() string { return p.Message }
 
-// IsEnabled tells whether the Service asks to be public. A value other than "true" and "false" is not enabled; Parse
-// says what is wrong with it.
-func IsEnabled(svc *corev1.Service) bool { return svc.Annotations[Enabled] == "true" }
+// IsEnabled tells whether the Service asks to be public, by annotation or as a load balancer of ours. The annotation wins. A
+// value other than "true" and "false" is not enabled; Parse says what is wrong with it.
+func IsEnabled(svc *corev1.Service) bool {
+	if v, set := svc.Annotations[Enabled]; set {
+		return v == "true"
+	}
+	return HasClass(svc)
+}
 
 // IsOurs tells whether the Service mentions us at all, rightly or wrongly: only then is it looked at.
 func IsOurs(svc *corev1.Service) bool {
 	_, ok := svc.Annotations[Enabled]
-	return ok
+	return ok || HasClass(svc)
+}
+
+// HasClass tells whether the Service is a load balancer of our class.
+func HasClass(svc *corev1.Service) bool {
+	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && svc.Spec.LoadBalancerClass != nil && *svc.Spec.LoadBalancerClass == LoadBalancerClass
 }
 
 // IsWrittenByUs tells whether an annotation is one that the service controller writes.
@@ -160,7 +174,7 @@ func SocketName(cluster, namespace, name string) string {
 func Parse(svc *corev1.Service, cluster string) (Spec, error) {
 	a := svc.Annotations
 	spec := Spec{SocketName: SocketName(cluster, svc.Namespace, svc.Name), PublishNotReady: svc.Spec.PublishNotReadyAddresses}
-	if v := a[Enabled]; v != "true" && v != "false" {
+	if v, set := a[Enabled]; v != "true" && v != "false" && (set || !HasClass(svc)) {
 		return Spec{}, wrong(Enabled, v, `"true" or "false"`)
 	}
 	for _, k := range sortedKeys(a) {

@@ -196,6 +196,32 @@ func TestIsEnabledAndIsOurs(t *testing.T) {
 			t.Errorf("%q: IsEnabled %v, IsOurs %v", value, IsEnabled(svc), IsOurs(svc))
 		}
 	}
+	class := func(class *string, kind corev1.ServiceType) func(*corev1.Service) {
+		return func(svc *corev1.Service) {
+			delete(svc.Annotations, Enabled)
+			svc.Spec.Type, svc.Spec.LoadBalancerClass = kind, class
+		}
+	}
+	for name, tc := range map[string]struct {
+		svc           *corev1.Service
+		enabled, ours bool
+	}{
+		"our class":                            {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeLoadBalancer)), true, true},
+		"our class, no annotations at all":     {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeLoadBalancer), func(svc *corev1.Service) { svc.Annotations = nil }), true, true},
+		"our class, and switched off":          {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeLoadBalancer), with(Enabled, "false")), false, true},
+		"our class, and an unclear word":       {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeLoadBalancer), with(Enabled, "yes")), false, true},
+		"another class":                        {service(class(ptr.To("example.com/lb"), corev1.ServiceTypeLoadBalancer)), false, false},
+		"another class, and annotated":         {service(class(ptr.To("example.com/lb"), corev1.ServiceTypeLoadBalancer), with(Enabled, "true")), true, true},
+		"no class":                             {service(class(nil, corev1.ServiceTypeLoadBalancer)), false, false},
+		"our class on what is no LoadBalancer": {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeClusterIP)), false, false},
+	} {
+		if IsEnabled(tc.svc) != tc.enabled || IsOurs(tc.svc) != tc.ours {
+			t.Errorf("%s: IsEnabled %v, IsOurs %v", name, IsEnabled(tc.svc), IsOurs(tc.svc))
+		}
+		if _, err := Parse(tc.svc, ""); tc.enabled && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	for name, svc := range map[string]*corev1.Service{
 		"no annotations":     {},
 		"another of ours":    service(func(svc *corev1.Service) { svc.Annotations = map[string]string{Type: "http"} }),

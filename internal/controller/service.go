@@ -131,6 +131,9 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}); err != nil {
 		return reconcile.Result{}, err
 	}
+	if err := r.publishIngress(ctx, svc, socket.DNSName); err != nil {
+		return reconcile.Result{}, err
+	}
 	tunnels, err := r.tunnelsReady(ctx, svc)
 	if err != nil {
 		return reconcile.Result{}, err
@@ -295,6 +298,9 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 	} else {
 		r.tellReleased(ctx, svc, "SocketRetained", "the public name %s was kept, since %s is %q and not %q", svc.Annotations[annotations.DNSName], annotations.DeletionPolicy, policy, annotations.PolicyDelete)
 	}
+	if err := r.clearIngress(ctx, svc); err != nil {
+		return reconcile.Result{}, err
+	}
 	if err := r.clearConditions(ctx, svc); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -327,7 +333,10 @@ func (r *ServiceReconciler) annotate(ctx context.Context, svc *corev1.Service, w
 			delete(svc.Annotations, k)
 			continue
 		}
-		svc.Annotations[k] = v // an enabled Service has annotations
+		if svc.Annotations == nil { // of a load balancer
+			svc.Annotations = map[string]string{}
+		}
+		svc.Annotations[k] = v
 	}
 	if maps.Equal(before.Annotations, svc.Annotations) {
 		return nil

@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/utils/ptr"
 
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
@@ -65,6 +66,10 @@ func TestAssign(t *testing.T) {
 			svc.Annotations[annotations.UpstreamType] = "https"
 			svc.Annotations[annotations.Applied] = "access"
 		}),
+		service("balancer", 6, func(svc *corev1.Service) {
+			delete(svc.Annotations, annotations.Enabled)
+			svc.Spec.Type, svc.Spec.LoadBalancerClass = corev1.ServiceTypeLoadBalancer, ptr.To(annotations.LoadBalancerClass)
+		}),
 		service("other-pods", 3, func(svc *corev1.Service) { svc.Spec.Selector["app"] = "other" }),
 		service("no-such-port", 3, func(svc *corev1.Service) { svc.Spec.Ports[0].TargetPort = intstr.FromString("grpc") }),
 		service("going", 3, func(svc *corev1.Service) { now := metav1.Now(); svc.DeletionTimestamp = &now }),
@@ -74,6 +79,7 @@ func TestAssign(t *testing.T) {
 	}, pod, "north")
 	want := []gatewayapi.Assignment{
 		{SocketID: id(1), SocketName: "k8s north shop.api", Service: "api", URL: "https://api.example", Port: 8080, Connections: 1},
+		{SocketID: id(6), SocketName: "k8s north shop.balancer", Service: "balancer", URL: "https://balancer.example", Port: 8080, Connections: 1},
 		{SocketID: id(5), SocketName: "k8s north shop.guarded", Service: "guarded", URL: "https://guarded.example", Port: 8080, Connections: 1},
 		{SocketID: id(4), SocketName: "k8s north shop.tampered-url", Service: "tampered-url", Port: 8080, Connections: 1},
 		{SocketID: id(2), SocketName: "k8s north shop.web", Service: "web", URL: "https://web.example", Port: 8080, PublishNotReady: true, Connections: 3, ProxyProtocol: "v2"},
