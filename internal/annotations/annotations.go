@@ -21,6 +21,7 @@ const (
 	Enabled              = Prefix + "enabled"
 	Type                 = Prefix + "type"
 	Port                 = Prefix + "port"
+	ProtectedSecret      = Prefix + "protected-secret"
 	AllowedEmails        = Prefix + "allowed-emails"
 	AllowedEmailDomains  = Prefix + "allowed-email-domains"
 	UpstreamType         = Prefix + "upstream-type"
@@ -88,7 +89,7 @@ const (
 const MaxConnections = 4
 
 var (
-	userAnnotations = []string{Enabled, Type, Port, AllowedEmails, AllowedEmailDomains, UpstreamType, UpstreamHTTPHostname, Connections, ProxyProtocol, RolloutMode, DeletionPolicy}
+	userAnnotations = []string{Enabled, Type, Port, ProtectedSecret, AllowedEmails, AllowedEmailDomains, UpstreamType, UpstreamHTTPHostname, Connections, ProxyProtocol, RolloutMode, DeletionPolicy}
 	ownAnnotations  = []string{SocketID, DNSName, URL, Applied}
 )
 
@@ -103,6 +104,8 @@ type Spec struct {
 	SocketType string
 	// ServicePort is the port of the Service that is made public.
 	ServicePort corev1.ServicePort
+	// ProtectedSecret is the name of the Secret with the username and password that visitors must know; empty for none.
+	ProtectedSecret string
 	// AllowedEmails and AllowedDomains are who may come in, each separated by commas and in order; empty for everybody.
 	AllowedEmails, AllowedDomains string
 	// UpstreamType is http or https, how the edge speaks to the app, and UpstreamHostname the host name that it uses. Empty

@@ -88,7 +88,7 @@ func TestParseAcceptsEveryAllowedValue(t *testing.T) {
 }
 
 // known is what a sentence about an unknown annotation ends with.
-const known = "mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/allowed-emails, mysocket.io/allowed-email-domains, " +
+const known = "mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/protected-secret, mysocket.io/allowed-emails, mysocket.io/allowed-email-domains, " +
 	"mysocket.io/upstream-type, mysocket.io/upstream-http-hostname, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy"
 
 func TestParseSaysWhatIsWrong(t *testing.T) {

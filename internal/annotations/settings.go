@@ -17,6 +17,8 @@ type Setting string
 const (
 	// Access is who may come in: allowed e-mail addresses and domains. A guard.
 	Access Setting = "access"
+	// Protection is the username and password that visitors must know. A guard.
+	Protection Setting = "protection"
 	// Upstream is how the edge speaks to the app.
 	Upstream Setting = "upstream"
 )
@@ -30,6 +32,9 @@ func (s Spec) Asked() []Setting {
 	if s.AllowedEmails != "" || s.AllowedDomains != "" {
 		out = append(out, Access)
 	}
+	if s.ProtectedSecret != "" {
+		out = append(out, Protection)
+	}
 	if s.UpstreamType != "" || s.UpstreamHostname != "" {
 		out = append(out, Upstream)
 	}
@@ -37,7 +42,10 @@ func (s Spec) Asked() []Setting {
 }
 
 // guards are the settings that keep visitors out.
-var guards = []Setting{Access}
+var guards = []Setting{Access, Protection}
+
+// Guards returns the settings that keep visitors out.
+func Guards() []Setting { return slices.Clone(guards) }
 
 // Guarded tells whether every guard that the Service asks for is in force at the edge, as far as the service controller
 // has noted on it. Until then no pod may serve it.
@@ -98,11 +106,19 @@ const (
 var (
 	localPart = regexp.MustCompile("^[A-Za-z0-9.!#$%&'*+/=?^_{|}~-]{1,64}$")
 	domain    = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
-	port      = regexp.MustCompile(`^:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$`)
+	// secretName is what Kubernetes allows: a DNS subdomain.
+	secretName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
+	port       = regexp.MustCompile(`^:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$`)
 )
 
 // parseSettings reads the annotations that become settings of the socket.
 func (s *Spec) parseSettings(a map[string]string) error {
+	if v, set := a[ProtectedSecret]; set {
+		if len(v) > maxDomain || !secretName.MatchString(v) {
+			return wrong(ProtectedSecret, v, "the name of a Secret in the Service's namespace")
+		}
+		s.ProtectedSecret = v
+	}
 	if v, set := a[UpstreamType]; set {
 		if v != TypeHTTP && v != TypeHTTPS {
 			return wrong(UpstreamType, v, TypeHTTP+", "+TypeHTTPS)

@@ -19,6 +19,7 @@ func TestParseSettings(t *testing.T) {
 		{"addresses with blanks, out of order and twice", service(with(AllowedEmails, "bob+x@example.com , ann@sub.example.com,bob+x@example.com")),
 			Spec{AllowedEmails: "ann@sub.example.com,bob+x@example.com"}},
 		{"domains", service(with(AllowedEmailDomains, "example.org,example.com")), Spec{AllowedDomains: "example.com,example.org"}},
+		{"Secret", service(with(ProtectedSecret, "web.login-1")), Spec{ProtectedSecret: "web.login-1"}},
 		{"upstream", service(with(UpstreamType, "https"), with(UpstreamHTTPHostname, "shop.example.com:8443")), Spec{UpstreamType: "https", UpstreamHostname: "shop.example.com:8443"}},
 		{"upstream of an https socket", service(with(Type, "https"), with(UpstreamHTTPHostname, "shop")), Spec{UpstreamHostname: "shop"}},
 		{"access to a tcp socket is the edge's to decide", service(with(Type, "tcp"), with(AllowedEmails, "a@b")), Spec{AllowedEmails: "a@b"}},
@@ -28,7 +29,7 @@ func TestParseSettings(t *testing.T) {
 			t.Errorf("%s: %v", tc.name, err)
 			continue
 		}
-		if got = (Spec{AllowedEmails: got.AllowedEmails, AllowedDomains: got.AllowedDomains, UpstreamType: got.UpstreamType, UpstreamHostname: got.UpstreamHostname}); got != tc.want {
+		if got = (Spec{ProtectedSecret: got.ProtectedSecret, AllowedEmails: got.AllowedEmails, AllowedDomains: got.AllowedDomains, UpstreamType: got.UpstreamType, UpstreamHostname: got.UpstreamHostname}); got != tc.want {
 			t.Errorf("%s: got %+v, want %+v", tc.name, got, tc.want)
 		}
 	}
@@ -48,6 +49,9 @@ func TestParseSettingsSaysWhatIsWrong(t *testing.T) {
 		{"too many", service(with(AllowedEmails, strings.Repeat("a@b,", 101))), `annotation mysocket.io/allowed-emails has 102 entries; allowed are 100`},
 		{"an address as a domain", service(with(AllowedEmailDomains, "a@b")), `annotation mysocket.io/allowed-email-domains has the entry "a@b"; allowed: domains such as example.com, separated by commas`},
 		{"all domains", service(with(AllowedEmailDomains, "*")), `annotation mysocket.io/allowed-email-domains has the entry "*"; allowed: domains such as example.com, separated by commas`},
+		{"a Secret in capitals", service(with(ProtectedSecret, "Login")), `annotation mysocket.io/protected-secret has the value "Login"; allowed: the name of a Secret in the Service's namespace`},
+		{"a Secret elsewhere", service(with(ProtectedSecret, "other/login")), `annotation mysocket.io/protected-secret has the value "other/login"; allowed: the name of a Secret in the Service's namespace`},
+		{"a Secret without a name", service(with(ProtectedSecret, "")), `annotation mysocket.io/protected-secret has the value ""; allowed: the name of a Secret in the Service's namespace`},
 		{"upstream type", service(with(UpstreamType, "h2c")), `annotation mysocket.io/upstream-type has the value "h2c"; allowed: http, https`},
 		{"upstream name", service(with(UpstreamHTTPHostname, "a b")), `annotation mysocket.io/upstream-http-hostname has the value "a b"; allowed: a host name such as shop.example.com, with :port if need be`},
 		{"upstream port", service(with(UpstreamHTTPHostname, "a:65536")), `annotation mysocket.io/upstream-http-hostname has the value "a:65536"; allowed: a host name such as shop.example.com, with :port if need be`},
@@ -77,6 +81,8 @@ func TestGuarded(t *testing.T) {
 		{"another in force", service(emails, with(Applied, "upstream")), false},
 		{"being taken back", service(emails, with(Applied, "access-ending")), false},
 		{"something like it", service(emails, with(Applied, "accessible, access")), false},
+		{"two guards, one in force", service(emails, with(ProtectedSecret, "x"), with(Applied, "access")), false},
+		{"two guards in force", service(emails, with(ProtectedSecret, "x"), with(Applied, "access,protection")), true},
 		{"upstream is no guard", service(with(UpstreamType, "https")), true},
 	} {
 		spec, err := Parse(tc.svc, "")

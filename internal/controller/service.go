@@ -31,6 +31,7 @@ const (
 	reasonSocketRefused = "SocketRefused"
 	reasonAPIFailed     = "APIUnavailable"
 	reasonDeleteFailed  = "SocketNotDeleted"
+	reasonSecret        = "ProtectedSecretUnavailable"
 )
 
 // ServiceReconciler gives an enabled Service its socket, and takes it away again:
@@ -38,6 +39,7 @@ const (
 //	Service                                   what is done
 //	enabled, invalid                          SocketReady=False with the reason; an existing socket is left as it is
 //	enabled, valid, Mysocket does not answer  SocketReady=False with the reason; no finalizer yet, so that it can be deleted
+//	enabled, valid, its Secret can't be used  SocketReady=False with the reason; nothing is made, and what is open is not served
 //	enabled, valid, no socket of its name     finalizer first, then the socket is created
 //	enabled, valid, socket of its name        adopted (finalizer first); new settings are asked for, which the edge may refuse
 //	  a guard that is asked for is missing    noted before anything else, and no pod serves it until the edge has the guard
@@ -54,9 +56,12 @@ type ServiceReconciler struct {
 	Cluster   string
 	// Outdated tells whether a pod's sidecar is not the one that would be injected today.
 	Outdated func(*corev1.Pod) bool
+	// Secrets reads the Secrets that Services name, without a cache: the control plane may read them only in some namespaces.
+	Secrets client.Reader
 
-	refused refusals
-	surplus surplus
+	refused   refusals
+	surplus   surplus
+	protected protections
 }
 
 // SetupWithManager registers the reconciler.
@@ -92,7 +97,11 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return r.invalid(ctx, svc, err)
 	}
-	want := wantedOf(spec)
+	protection, secretErr := r.credentialsOf(ctx, svc.Namespace, spec)
+	if protection != nil {
+		protection.atEdge = r.protected.known(req.NamespacedName, protection)
+	}
+	want := wantedOf(spec, protection)
 	if err := r.refused.of(req.NamespacedName, want.key(spec.SocketName), time.Now()); err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
@@ -104,8 +113,12 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
-	if err := r.retractClaims(ctx, svc, spec, want, socket, found); err != nil {
+	if err := r.retractClaims(ctx, svc, spec, socket, found); err != nil {
 		return reconcile.Result{}, err
+	}
+	if secretErr != nil {
+		// Nothing is made or opened without it. A socket that is protected already stays as it is.
+		return r.failed(ctx, svc, reasonSecret, secretErr)
 	}
 	if controllerutil.AddFinalizer(svc, annotations.Finalizer) {
 		// Before there is a socket, so that one is never left behind; but after Mysocket has answered, so that a wrong
@@ -117,12 +130,14 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		}
 	}
 	if socket, err = r.ensureSocket(ctx, svc, spec.SocketName, want, socket, found); err != nil {
+		err = protection.redact(err)
 		if mysocket.IsRefused(err) || errors.Is(err, errIgnored) {
 			// Shorter than the wait for the next attempt, which is not to find this.
 			r.refused.remember(req.NamespacedName, want.key(spec.SocketName), err, time.Now().Add(slowRetry/2))
 		}
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
+	r.protected.remember(req.NamespacedName, protection)
 	if err := r.annotate(ctx, svc, map[string]string{
 		annotations.SocketID: socket.ID,
 		annotations.DNSName:  socket.DNSName,
@@ -149,6 +164,9 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if wait > 0 {
 		again.RequeueAfter = min(again.RequeueAfter, wait)
 	}
+	if spec.ProtectedSecret != "" {
+		again.RequeueAfter = min(again.RequeueAfter, jitter(secretPoll))
+	}
 	return again, r.setConditions(ctx, svc,
 		condition{annotations.SocketReady, true, reasonReady, "the public name is " + socket.URL(), false}, tunnels)
 }
@@ -157,6 +175,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 func (r *ServiceReconciler) forget(service client.ObjectKey) {
 	r.refused.forget(service)
 	r.surplus.seen(service, false, time.Time{})
+	r.protected.remember(service, nil)
 }
 
 // ensureSocket creates the Service's socket, or brings the one that was found in line.
@@ -237,6 +256,8 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 		special(reasonAccount)
 	case mysocket.IsRefused(err), errors.Is(err, errIgnored):
 		special(reasonSocketRefused)
+	case isSecretError(err):
+		special(reasonSecret)
 	case mysocket.RetryAfter(err) > 0:
 		retry = mysocket.RetryAfter(err) + jitter(firstRetry)
 	}
@@ -245,6 +266,12 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 	}
 	want := []condition{{annotations.SocketReady, false, reason, err.Error(), true}}
 	if svc.DeletionTimestamp == nil && annotations.IsEnabled(svc) && svc.Annotations[annotations.SocketID] != "" {
+		if spec, err := annotations.Parse(svc, r.Cluster); err == nil && !spec.Guarded(svc) {
+			// The gateway assigns it to no pod any more. A sidecar that has not heard of that must not keep it open.
+			if err := r.deleteTunnels(ctx, svc); err != nil {
+				return reconcile.Result{}, err
+			}
+		}
 		// Tunnels that there are work on without the API.
 		tunnels, err := r.tunnelsReady(ctx, svc)
 		if err != nil {
@@ -269,16 +296,8 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 		}
 		return reconcile.Result{}, r.clearConditions(ctx, svc)
 	}
-	var tunnels v1alpha1.TunnelList
-	if err := r.Client.List(ctx, &tunnels, client.InNamespace(svc.Namespace)); err != nil {
-		return reconcile.Result{}, fmt.Errorf("list the Tunnels of %s: %w", svc.Namespace, err)
-	}
-	for i := range tunnels.Items {
-		if t := &tunnels.Items[i]; t.Spec.ServiceName == svc.Name && t.DeletionTimestamp == nil {
-			if err := r.Client.Delete(ctx, t); client.IgnoreNotFound(err) != nil {
-				return reconcile.Result{}, fmt.Errorf("delete Tunnel %s/%s: %w", t.Namespace, t.Name, err)
-			}
-		}
+	if err := r.deleteTunnels(ctx, svc); err != nil {
+		return reconcile.Result{}, err
 	}
 	// A policy that can't be read keeps the socket: a name that was kept can be deleted later, not the reverse.
 	policy, set := svc.Annotations[annotations.DeletionPolicy]
@@ -313,6 +332,22 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 		return unlessConflict(fmt.Errorf("release Service %s/%s: %w", svc.Namespace, svc.Name, err))
 	}
 	return reconcile.Result{}, nil
+}
+
+// deleteTunnels ends all connections of a Service's socket.
+func (r *ServiceReconciler) deleteTunnels(ctx context.Context, svc *corev1.Service) error {
+	var tunnels v1alpha1.TunnelList
+	if err := r.Client.List(ctx, &tunnels, client.InNamespace(svc.Namespace)); err != nil {
+		return fmt.Errorf("list the Tunnels of %s: %w", svc.Namespace, err)
+	}
+	for i := range tunnels.Items {
+		if t := &tunnels.Items[i]; t.Spec.ServiceName == svc.Name && t.DeletionTimestamp == nil {
+			if err := r.Client.Delete(ctx, t); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("delete Tunnel %s/%s: %w", t.Namespace, t.Name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // tellReleased records an Event, unless the whole namespace goes: that takes no new objects, and the refusal of each

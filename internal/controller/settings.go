@@ -18,13 +18,14 @@ var errIgnored = errors.New("the Mysocket API accepted the request and did not d
 
 // wanted is what a Service asks of its socket, as the API has it. Groups that it does not ask for are nil.
 type wanted struct {
-	kind     string
-	access   *mysocket.Access
-	upstream *mysocket.Upstream
+	kind       string
+	access     *mysocket.Access
+	protection *credentials
+	upstream   *mysocket.Upstream
 }
 
-func wantedOf(spec annotations.Spec) wanted {
-	w := wanted{kind: spec.SocketType}
+func wantedOf(spec annotations.Spec, protection *credentials) wanted {
+	w := wanted{kind: spec.SocketType, protection: protection}
 	if spec.AllowedEmails != "" || spec.AllowedDomains != "" {
 		w.access = &mysocket.Access{CloudAuth: true, AllowedEmails: split(spec.AllowedEmails), AllowedDomains: split(spec.AllowedDomains)}
 	}
@@ -47,7 +48,7 @@ func split(list string) []string {
 
 // key is all that is asked for, to be compared.
 func (w wanted) key(name string) string {
-	return fmt.Sprintf("%q %q %+v %+v", name, w.kind, deref(w.access), deref(w.upstream))
+	return fmt.Sprintf("%q %q %+v %+v %x", name, w.kind, deref(w.access), deref(w.upstream), w.protection.digest())
 }
 
 func deref[T any](p *T) T {
@@ -78,6 +79,15 @@ func (w wanted) fill(socket *mysocket.Socket, ours func(annotations.Setting) boo
 	if upstream != nil && !sameUpstream(socket.Upstream, upstream) {
 		socket.Upstream, changed = upstream, true
 	}
+	if w.protection == nil && ours(annotations.Protection) && socket.Protected {
+		socket.Protected, socket.ProtectedUsername, changed = false, "", true
+	}
+	if w.protection != nil && (!w.guarded(*socket, annotations.Protection) || !w.protection.atEdge) {
+		changed = true
+	}
+	if w.protection != nil && changed { // the API may take a write without the password for one that removes it
+		socket.Protected, socket.ProtectedUsername, socket.ProtectedPassword = true, w.protection.username, w.protection.password
+	}
 	return changed
 }
 
@@ -86,6 +96,8 @@ func (w wanted) guarded(socket mysocket.Socket, guard annotations.Setting) bool 
 	switch guard {
 	case annotations.Access:
 		return w.access == nil || sameAccess(socket.Access, w.access)
+	case annotations.Protection:
+		return w.protection == nil || socket.Protected && socket.ProtectedUsername == w.protection.username
 	default:
 		return true
 	}
@@ -95,6 +107,9 @@ func (w wanted) guarded(socket mysocket.Socket, guard annotations.Setting) bool 
 func (w wanted) check(socket mysocket.Socket) error {
 	if !w.guarded(socket, annotations.Access) {
 		return fmt.Errorf("%w: socket %s is not limited to the e-mail addresses and domains of the Service's annotations", errIgnored, socket.DNSName)
+	}
+	if !w.guarded(socket, annotations.Protection) {
+		return fmt.Errorf("%w: socket %s is not protected with the username and password of the Service's Secret", errIgnored, socket.DNSName)
 	}
 	return nil
 }
@@ -130,11 +145,11 @@ func sameUpstream(a, b *mysocket.Upstream) bool {
 
 // retractClaims corrects what the annotation Applied says before the socket is changed: a guard that the socket does not
 // have is not in force, and one that is about to be taken back is not to be relied on.
-func (r *ServiceReconciler) retractClaims(ctx context.Context, svc *corev1.Service, spec annotations.Spec, w wanted, socket mysocket.Socket, found bool) error {
+func (r *ServiceReconciler) retractClaims(ctx context.Context, svc *corev1.Service, spec annotations.Spec, socket mysocket.Socket, found bool) error {
 	applied := annotations.AppliedOf(svc)
 	asked := spec.Asked()
-	for _, s := range []annotations.Setting{annotations.Access} {
-		if !slices.Contains(asked, s) || !found || !w.guardStands(socket, s) {
+	for _, s := range annotations.Guards() {
+		if !slices.Contains(asked, s) || !found || !guardStands(socket, s) {
 			applied = applied.Ending(s)
 		}
 	}
@@ -142,10 +157,12 @@ func (r *ServiceReconciler) retractClaims(ctx context.Context, svc *corev1.Servi
 }
 
 // guardStands tells whether a socket has a guard at all, if not as it is wanted.
-func (w wanted) guardStands(socket mysocket.Socket, guard annotations.Setting) bool {
+func guardStands(socket mysocket.Socket, guard annotations.Setting) bool {
 	switch guard {
 	case annotations.Access:
 		return deref(socket.Access).CloudAuth
+	case annotations.Protection:
+		return socket.Protected
 	default:
 		return true
 	}

@@ -51,6 +51,8 @@ type stage struct {
 	api    *mysocket.Client
 	events *recorder
 	use    MysocketAPI // in the place of api, when set
+	// secrets reads Secrets, with what rights a test likes.
+	secrets client.Reader
 }
 
 func newStage(t *testing.T) *stage {
@@ -60,7 +62,7 @@ func newStage(t *testing.T) *stage {
 		t:      t,
 		ns:     cluster.Namespace(t, map[string]string{annotations.NamespaceInjection: annotations.NamespaceInjectionEnabled}),
 		edge:   edgetest.Start(t),
-		events: &recorder{},
+		events: &recorder{}, secrets: cluster.Client,
 	}
 	s.proxy = mysockettest.Start(t, s.edge)
 	s.api = s.proxy.Client(t)
@@ -124,7 +126,7 @@ func (s *stage) reconciler() *ServiceReconciler {
 	if s.use != nil {
 		api = s.use
 	}
-	return &ServiceReconciler{Client: cluster.Client, API: api, Events: s.events, Outdated: outdated}
+	return &ServiceReconciler{Client: cluster.Client, API: api, Events: s.events, Outdated: outdated, Secrets: s.secrets}
 }
 
 // outdated tells whether a pod's sidecar is an old one, in these tests.
