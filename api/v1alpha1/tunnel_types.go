@@ -2,7 +2,7 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// Tunnel is one replica's tunnel to the edge. The gateway makes it when a sidecar registers; its owner is the pod, so
+// Tunnel is one connection of a replica to the edge. The gateway makes it when a sidecar registers; its owner is the pod, so
 // that it goes when the pod goes, by whatever way, and its finalizer then deletes the tunnel at Mysocket.
 // Nobody needs to write one by hand.
 //
@@ -15,6 +15,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.message`
+// +kubebuilder:printcolumn:name="Connection",type=integer,priority=1,JSONPath=`.spec.connection`
 // +kubebuilder:printcolumn:name="Tunnel",type=string,priority=1,JSONPath=`.status.tunnelID`
 type Tunnel struct {
 	metav1.TypeMeta   `json:",inline"`
@@ -39,6 +40,11 @@ type TunnelSpec struct {
 	SocketID string `json:"socketID"`
 	// SocketName is the name of the socket at Mysocket.
 	SocketName string `json:"socketName"`
+	// Connection is the number of the connection, from 0, when the Service asks for several for each pod.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=3
+	Connection int32 `json:"connection,omitempty"`
 }
 
 // TunnelStatus is what is known of the tunnel.

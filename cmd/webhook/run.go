@@ -243,6 +243,7 @@ func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Clien
 			Events:    mgr.GetEventRecorder("mysocket-injector"),
 			Namespace: o.namespace,
 			Cluster:   o.clusterName,
+			Secrets:   live,
 			Outdated:  func(pod *corev1.Pod) bool { return !inject.IsCurrent(pod, o.sidecar) },
 		},
 		&controller.TunnelReconciler{Client: mgr.GetClient(), API: api},

@@ -33,6 +33,10 @@ func TestSideBySide(t *testing.T) {
 		{"Order", testOrder},
 		{"Restricted", testRestricted},
 		{"GatewayAuthorization", testGatewayAuthorization},
+		{"Connections", testConnections},
+		{"Guards", testGuards},
+		{"ProtectedSecret", testProtectedSecret},
+		{"LoadBalancer", testLoadBalancer},
 	} {
 		t.Run(sub.name, func(t *testing.T) {
 			t.Parallel()

@@ -18,11 +18,18 @@ const Prefix = "mysocket.io/"
 
 // Annotations that users write on a Service.
 const (
-	Enabled        = Prefix + "enabled"
-	Type           = Prefix + "type"
-	Port           = Prefix + "port"
-	RolloutMode    = Prefix + "rollout"
-	DeletionPolicy = Prefix + "deletion-policy"
+	Enabled              = Prefix + "enabled"
+	Type                 = Prefix + "type"
+	Port                 = Prefix + "port"
+	ProtectedSecret      = Prefix + "protected-secret"
+	AllowedEmails        = Prefix + "allowed-emails"
+	AllowedEmailDomains  = Prefix + "allowed-email-domains"
+	UpstreamType         = Prefix + "upstream-type"
+	UpstreamHTTPHostname = Prefix + "upstream-http-hostname"
+	Connections          = Prefix + "connections"
+	ProxyProtocol        = Prefix + "proxy-protocol"
+	RolloutMode          = Prefix + "rollout"
+	DeletionPolicy       = Prefix + "deletion-policy"
 )
 
 // Annotations that the service controller writes back on a Service.
@@ -30,7 +37,13 @@ const (
 	SocketID = Prefix + "socket-id"
 	DNSName  = Prefix + "dnsname"
 	URL      = Prefix + "url"
+	// Applied lists the settings of the socket that come from the Service and are in force; see AppliedSettings.
+	Applied = Prefix + "applied"
 )
+
+// LoadBalancerClass is the loadBalancerClass of a Service of type LoadBalancer that asks for what Enabled does, and gets its
+// public name in its status too.
+const LoadBalancerClass = Prefix + "edge"
 
 // Names on other objects.
 const (
@@ -62,6 +75,9 @@ const (
 	TypeTCP   = "tcp"
 	TypeTLS   = "tls"
 
+	ProxyV1 = "v1"
+	ProxyV2 = "v2"
+
 	RolloutAuto  = "auto"
 	RolloutNever = "never"
 
@@ -69,10 +85,16 @@ const (
 	PolicyRetain = "retain"
 )
 
+// MaxConnections is the most connections to the edge that one replica may be asked to keep.
+const MaxConnections = 4
+
 var (
-	userAnnotations = []string{Enabled, Type, Port, RolloutMode, DeletionPolicy}
-	ownAnnotations  = []string{SocketID, DNSName, URL}
+	userAnnotations = []string{Enabled, Type, Port, ProtectedSecret, AllowedEmails, AllowedEmailDomains, UpstreamType, UpstreamHTTPHostname, Connections, ProxyProtocol, RolloutMode, DeletionPolicy}
+	ownAnnotations  = []string{SocketID, DNSName, URL, Applied}
 )
+
+// Own returns the annotations that the service controller writes on a Service, and removes when it is released.
+func Own() []string { return slices.Clone(ownAnnotations) }
 
 // Spec is what a user asked for with a Service's annotations, with defaults filled in.
 type Spec struct {
@@ -82,6 +104,17 @@ type Spec struct {
 	SocketType string
 	// ServicePort is the port of the Service that is made public.
 	ServicePort corev1.ServicePort
+	// ProtectedSecret is the name of the Secret with the username and password that visitors must know; empty for none.
+	ProtectedSecret string
+	// AllowedEmails and AllowedDomains are who may come in, each separated by commas and in order; empty for everybody.
+	AllowedEmails, AllowedDomains string
+	// UpstreamType is http or https, how the edge speaks to the app, and UpstreamHostname the host name that it uses. Empty
+	// for what the edge does by itself.
+	UpstreamType, UpstreamHostname string
+	// Connections is how many connections to the edge each replica keeps, 1 to MaxConnections.
+	Connections int
+	// ProxyProtocol is ProxyV1, ProxyV2, or empty for none.
+	ProxyProtocol string
 	// Rollout is RolloutAuto or RolloutNever.
 	Rollout string
 	// DeletionPolicy is PolicyDelete or PolicyRetain.
@@ -108,14 +141,24 @@ const (
 // Error returns the message.
 func (p *Problem) Error() string { return p.Message }
 
-// IsEnabled tells whether the Service asks to be public. A value other than "true" and "false" is not enabled; Parse
-// says what is wrong with it.
-func IsEnabled(svc *corev1.Service) bool { return svc.Annotations[Enabled] == "true" }
+// IsEnabled tells whether the Service asks to be public, by annotation or as a load balancer of ours. The annotation wins. A
+// value other than "true" and "false" is not enabled; Parse says what is wrong with it.
+func IsEnabled(svc *corev1.Service) bool {
+	if v, set := svc.Annotations[Enabled]; set {
+		return v == "true"
+	}
+	return HasClass(svc)
+}
 
 // IsOurs tells whether the Service mentions us at all, rightly or wrongly: only then is it looked at.
 func IsOurs(svc *corev1.Service) bool {
 	_, ok := svc.Annotations[Enabled]
-	return ok
+	return ok || HasClass(svc)
+}
+
+// HasClass tells whether the Service is a load balancer of our class.
+func HasClass(svc *corev1.Service) bool {
+	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer && svc.Spec.LoadBalancerClass != nil && *svc.Spec.LoadBalancerClass == LoadBalancerClass
 }
 
 // IsWrittenByUs tells whether an annotation is one that the service controller writes.
@@ -134,7 +177,7 @@ func SocketName(cluster, namespace, name string) string {
 func Parse(svc *corev1.Service, cluster string) (Spec, error) {
 	a := svc.Annotations
 	spec := Spec{SocketName: SocketName(cluster, svc.Namespace, svc.Name), PublishNotReady: svc.Spec.PublishNotReadyAddresses}
-	if v := a[Enabled]; v != "true" && v != "false" {
+	if v, set := a[Enabled]; v != "true" && v != "false" && (set || !HasClass(svc)) {
 		return Spec{}, wrong(Enabled, v, `"true" or "false"`)
 	}
 	for _, k := range sortedKeys(a) {
@@ -159,6 +202,23 @@ func Parse(svc *corev1.Service, cluster string) (Spec, error) {
 			return Spec{}, wrong(f.annotation, v, strings.Join(f.allowed, ", "))
 		}
 		*f.into = v
+	}
+	if err := spec.parseSettings(a); err != nil {
+		return Spec{}, err
+	}
+	spec.Connections = 1
+	if v, set := a[Connections]; set {
+		// Only the plain digit, so that there is one way to write it.
+		if len(v) != 1 || v[0] < '1' || v[0] > '0'+MaxConnections {
+			return Spec{}, wrong(Connections, v, fmt.Sprintf("1 to %d", MaxConnections))
+		}
+		spec.Connections = int(v[0] - '0')
+	}
+	if v, set := a[ProxyProtocol]; set {
+		if v != ProxyV1 && v != ProxyV2 {
+			return Spec{}, wrong(ProxyProtocol, v, ProxyV1+", "+ProxyV2)
+		}
+		spec.ProxyProtocol = v
 	}
 	if svc.Spec.Type == corev1.ServiceTypeExternalName {
 		return Spec{}, &Problem{ReasonNoSelector, "a Service of type ExternalName has no pods of its own and can't be made public; use a Service with a selector"}

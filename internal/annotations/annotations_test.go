@@ -44,7 +44,7 @@ func TestParseFillsInDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Spec{
-		SocketName: "k8s shop.web", SocketType: TypeHTTP, Rollout: RolloutAuto, DeletionPolicy: PolicyDelete,
+		SocketName: "k8s shop.web", SocketType: TypeHTTP, Rollout: RolloutAuto, DeletionPolicy: PolicyDelete, Connections: 1,
 		ServicePort: service().Spec.Ports[0],
 	}
 	if got != want {
@@ -53,7 +53,7 @@ func TestParseFillsInDefaults(t *testing.T) {
 }
 
 func TestParseTakesWhatIsAsked(t *testing.T) {
-	svc := service(with(Type, "tcp"), with(Port, "admin"), with(RolloutMode, "never"), with(DeletionPolicy, "retain"),
+	svc := service(with(Type, "tcp"), with(Port, "admin"), with(Connections, "4"), with(ProxyProtocol, "v2"), with(RolloutMode, "never"), with(DeletionPolicy, "retain"),
 		with(SocketID, "an id"), with(DNSName, "a name"), with(URL, "a URL"),
 		func(svc *corev1.Service) { svc.Spec.PublishNotReadyAddresses = true })
 	got, err := Parse(svc, "north")
@@ -61,7 +61,7 @@ func TestParseTakesWhatIsAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Spec{
-		SocketName: "k8s north shop.web", SocketType: TypeTCP, Rollout: RolloutNever, DeletionPolicy: PolicyRetain,
+		SocketName: "k8s north shop.web", SocketType: TypeTCP, Connections: 4, ProxyProtocol: ProxyV2, Rollout: RolloutNever, DeletionPolicy: PolicyRetain,
 		ServicePort: svc.Spec.Ports[1], PublishNotReady: true,
 	}
 	if got != want {
@@ -74,6 +74,8 @@ func TestParseAcceptsEveryAllowedValue(t *testing.T) {
 		Enabled:        {"true", "false"},
 		Type:           {"http", "https", "tcp", "tls"},
 		Port:           {"http", "80", "admin", "9000"},
+		Connections:    {"1", "2", "3", "4"},
+		ProxyProtocol:  {"v1", "v2"},
 		RolloutMode:    {"auto", "never"},
 		DeletionPolicy: {"delete", "retain"},
 	} {
@@ -84,6 +86,10 @@ func TestParseAcceptsEveryAllowedValue(t *testing.T) {
 		}
 	}
 }
+
+// known is what a sentence about an unknown annotation ends with.
+const known = "mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/protected-secret, mysocket.io/allowed-emails, mysocket.io/allowed-email-domains, " +
+	"mysocket.io/upstream-type, mysocket.io/upstream-http-hostname, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy"
 
 func TestParseSaysWhatIsWrong(t *testing.T) {
 	for _, tc := range []struct {
@@ -98,11 +104,11 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 		{"enabled is empty", service(with(Enabled, "")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/enabled has the value ""; allowed: "true" or "false"`},
 		{"unknown annotation", service(with(Prefix+"prot", "80")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/prot" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/prot" is not known; known are ` + known},
 		{"the first unknown one in order", service(with(Prefix+"z", ""), with(Prefix+"a", "")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/a" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/a" is not known; known are ` + known},
 		{"an annotation of pods", service(with(PodInjected, "x")), ReasonInvalidAnnotation,
-			`annotation "mysocket.io/injected" is not known; known are mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/rollout, mysocket.io/deletion-policy`},
+			`annotation "mysocket.io/injected" is not known; known are ` + known},
 		{"type", service(with(Type, "udp")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/type has the value "udp"; allowed: http, https, tcp, tls`},
 		{"type is empty", service(with(Type, "")), ReasonInvalidAnnotation,
@@ -113,6 +119,18 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 			`annotation mysocket.io/type has the value "` + strings.Repeat("x", 63) + `..."; allowed: http, https, tcp, tls`},
 		{"type with a line break", service(with(Type, "http\nx")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/type has the value "http\nx"; allowed: http, https, tcp, tls`},
+		{"no connections", service(with(Connections, "0")), ReasonInvalidAnnotation,
+			`annotation mysocket.io/connections has the value "0"; allowed: 1 to 4`},
+		{"too many connections", service(with(Connections, "5")), ReasonInvalidAnnotation,
+			`annotation mysocket.io/connections has the value "5"; allowed: 1 to 4`},
+		{"connections with a zero in front", service(with(Connections, "02")), ReasonInvalidAnnotation,
+			`annotation mysocket.io/connections has the value "02"; allowed: 1 to 4`},
+		{"connections in words", service(with(Connections, "")), ReasonInvalidAnnotation,
+			`annotation mysocket.io/connections has the value ""; allowed: 1 to 4`},
+		{"PROXY protocol by another name", service(with(ProxyProtocol, "2")), ReasonInvalidAnnotation,
+			`annotation mysocket.io/proxy-protocol has the value "2"; allowed: v1, v2`},
+		{"PROXY protocol is empty", service(with(ProxyProtocol, "")), ReasonInvalidAnnotation,
+			`annotation mysocket.io/proxy-protocol has the value ""; allowed: v1, v2`},
 		{"rollout", service(with(RolloutMode, "off")), ReasonInvalidAnnotation,
 			`annotation mysocket.io/rollout has the value "off"; allowed: auto, never`},
 		{"deletion policy", service(with(DeletionPolicy, "keep")), ReasonInvalidAnnotation,
@@ -176,6 +194,32 @@ func TestIsEnabledAndIsOurs(t *testing.T) {
 		svc := service(with(Enabled, value))
 		if IsEnabled(svc) != want || !IsOurs(svc) {
 			t.Errorf("%q: IsEnabled %v, IsOurs %v", value, IsEnabled(svc), IsOurs(svc))
+		}
+	}
+	class := func(class *string, kind corev1.ServiceType) func(*corev1.Service) {
+		return func(svc *corev1.Service) {
+			delete(svc.Annotations, Enabled)
+			svc.Spec.Type, svc.Spec.LoadBalancerClass = kind, class
+		}
+	}
+	for name, tc := range map[string]struct {
+		svc           *corev1.Service
+		enabled, ours bool
+	}{
+		"our class":                            {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeLoadBalancer)), true, true},
+		"our class, no annotations at all":     {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeLoadBalancer), func(svc *corev1.Service) { svc.Annotations = nil }), true, true},
+		"our class, and switched off":          {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeLoadBalancer), with(Enabled, "false")), false, true},
+		"our class, and an unclear word":       {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeLoadBalancer), with(Enabled, "yes")), false, true},
+		"another class":                        {service(class(ptr.To("example.com/lb"), corev1.ServiceTypeLoadBalancer)), false, false},
+		"another class, and annotated":         {service(class(ptr.To("example.com/lb"), corev1.ServiceTypeLoadBalancer), with(Enabled, "true")), true, true},
+		"no class":                             {service(class(nil, corev1.ServiceTypeLoadBalancer)), false, false},
+		"our class on what is no LoadBalancer": {service(class(ptr.To(LoadBalancerClass), corev1.ServiceTypeClusterIP)), false, false},
+	} {
+		if IsEnabled(tc.svc) != tc.enabled || IsOurs(tc.svc) != tc.ours {
+			t.Errorf("%s: IsEnabled %v, IsOurs %v", name, IsEnabled(tc.svc), IsOurs(tc.svc))
+		}
+		if _, err := Parse(tc.svc, ""); tc.enabled && err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for name, svc := range map[string]*corev1.Service{
@@ -267,11 +311,11 @@ func TestTargetPort(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add("true", "http", "80", "auto", "delete", "", "app", "http", int32(80), "TCP", "")
-	f.Add("false", "tls", "http", "never", "retain", "north", "", "", int32(0), "UDP", "ExternalName")
-	f.Add("yes", "\xff\xfe", "\x00", "", strings.Repeat("é", 200), " ", "app", "http", int32(-1), "SCTP", "ClusterIP")
-	f.Fuzz(func(t *testing.T, enabled, kind, port, rollout, policy, cluster, selector, portName string, number int32, protocol, serviceType string) {
-		svc := service(with(Enabled, enabled), with(Type, kind), with(Port, port), with(RolloutMode, rollout), with(DeletionPolicy, policy),
+	f.Add("true", "http", "80", "1", "v1", "auto", "delete", "", "app", "http", int32(80), "TCP", "")
+	f.Add("false", "tls", "http", "4", "v2", "never", "retain", "north", "", "", int32(0), "UDP", "ExternalName")
+	f.Add("yes", "\xff\xfe", "\x00", "9", "v3", "", strings.Repeat("é", 200), " ", "app", "http", int32(-1), "SCTP", "ClusterIP")
+	f.Fuzz(func(t *testing.T, enabled, kind, port, connections, proxy, rollout, policy, cluster, selector, portName string, number int32, protocol, serviceType string) {
+		svc := service(with(Enabled, enabled), with(Type, kind), with(Port, port), with(Connections, connections), with(ProxyProtocol, proxy), with(RolloutMode, rollout), with(DeletionPolicy, policy),
 			ports(corev1.ServicePort{Name: portName, Port: number, Protocol: corev1.Protocol(protocol)}))
 		svc.Spec.Type = corev1.ServiceType(serviceType)
 		svc.Spec.Selector = map[string]string{}
@@ -289,6 +333,7 @@ func FuzzParse(f *testing.F) {
 		if !slices.Contains([]string{TypeHTTP, TypeHTTPS, TypeTCP, TypeTLS}, spec.SocketType) ||
 			!slices.Contains([]string{RolloutAuto, RolloutNever}, spec.Rollout) ||
 			!slices.Contains([]string{PolicyDelete, PolicyRetain}, spec.DeletionPolicy) ||
+			spec.Connections < 1 || spec.Connections > MaxConnections || spec.ProxyProtocol != proxy || !slices.Contains([]string{ProxyV1, ProxyV2}, proxy) ||
 			spec.ServicePort != svc.Spec.Ports[0] || protocol != "" && protocol != "TCP" ||
 			selector == "" || spec.SocketName != SocketName(cluster, "shop", "web") {
 			t.Fatalf("accepted %+v of %+v", spec, svc)

@@ -5,8 +5,6 @@ import (
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/mysocketio/mysocket-injector/internal/annotations"
 )
 
 // refusals remembers what Mysocket refused, so that the events of a Service's pods and Tunnels, hundreds in a rollout,
@@ -17,30 +15,30 @@ type refusals struct {
 }
 
 type refusal struct {
-	name, kind string // of the socket that was asked for
-	err        error
-	until      time.Time
+	what  string // was asked for
+	err   error
+	until time.Time
 }
 
 // of returns the refusal of what the Service asks for, if it is too early to ask again.
-func (r *refusals) of(service client.ObjectKey, spec annotations.Spec, now time.Time) error {
+func (r *refusals) of(service client.ObjectKey, what string, now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known := r.by[service]
-	if known.name != spec.SocketName || known.kind != spec.SocketType || !now.Before(known.until) {
+	if known.what != what || !now.Before(known.until) {
 		delete(r.by, service)
 		return nil
 	}
 	return known.err
 }
 
-func (r *refusals) remember(service client.ObjectKey, spec annotations.Spec, err error, until time.Time) {
+func (r *refusals) remember(service client.ObjectKey, what string, err error, until time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.by == nil {
 		r.by = map[client.ObjectKey]refusal{}
 	}
-	r.by[service] = refusal{name: spec.SocketName, kind: spec.SocketType, err: err, until: until}
+	r.by[service] = refusal{what: what, err: err, until: until}
 }
 
 func (r *refusals) forget(service client.ObjectKey) {

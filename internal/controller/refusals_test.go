@@ -6,36 +6,34 @@ import (
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"github.com/mysocketio/mysocket-injector/internal/annotations"
 )
 
 func TestRefusals(t *testing.T) {
 	var (
 		now     = time.Now()
 		service = client.ObjectKey{Namespace: "shop", Name: "web"}
-		asked   = annotations.Spec{SocketName: "k8s shop.web", SocketType: "tls"}
+		asked   = "a tls socket"
 		refused = errors.New("no tls")
 	)
 	for _, tc := range []struct {
 		name    string
 		service client.ObjectKey
-		spec    annotations.Spec
+		what    string
 		after   time.Duration
 		want    error
 	}{
 		{"the same again", service, asked, 29 * time.Second, refused},
 		{"when it is time", service, asked, 30 * time.Second, nil},
-		{"another type", service, annotations.Spec{SocketName: asked.SocketName, SocketType: "http"}, 0, nil},
+		{"something else", service, "an http socket", 0, nil},
 		{"another Service", client.ObjectKey{Namespace: "shop", Name: "api"}, asked, 0, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var r refusals
-			if err := r.of(tc.service, tc.spec, now); err != nil {
+			if err := r.of(tc.service, tc.what, now); err != nil {
 				t.Fatalf("before anything was refused: %v", err)
 			}
 			r.remember(service, asked, refused, now.Add(30*time.Second))
-			if err := r.of(tc.service, tc.spec, now.Add(tc.after)); !errors.Is(err, tc.want) {
+			if err := r.of(tc.service, tc.what, now.Add(tc.after)); !errors.Is(err, tc.want) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
 			r.forget(service)

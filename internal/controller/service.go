@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,6 +31,7 @@ const (
 	reasonSocketRefused = "SocketRefused"
 	reasonAPIFailed     = "APIUnavailable"
 	reasonDeleteFailed  = "SocketNotDeleted"
+	reasonSecret        = "ProtectedSecretUnavailable"
 )
 
 // ServiceReconciler gives an enabled Service its socket, and takes it away again:
@@ -38,8 +39,10 @@ const (
 //	Service                                   what is done
 //	enabled, invalid                          SocketReady=False with the reason; an existing socket is left as it is
 //	enabled, valid, Mysocket does not answer  SocketReady=False with the reason; no finalizer yet, so that it can be deleted
+//	enabled, valid, its Secret can't be used  SocketReady=False with the reason; nothing is made, and what is open is not served
 //	enabled, valid, no socket of its name     finalizer first, then the socket is created
-//	enabled, valid, socket of its name        adopted (finalizer first); a new type is asked for, which the edge may refuse
+//	enabled, valid, socket of its name        adopted (finalizer first); new settings are asked for, which the edge may refuse
+//	  a guard that is asked for is missing    noted before anything else, and no pod serves it until the edge has the guard
 //	not enabled (or deleted), with finalizer  Tunnels deleted, socket deleted or retained, our annotations, conditions, finalizer removed
 //
 // A socket is found by its name, never by the annotation alone: names are made from namespace and Service, and the
@@ -53,8 +56,12 @@ type ServiceReconciler struct {
 	Cluster   string
 	// Outdated tells whether a pod's sidecar is not the one that would be injected today.
 	Outdated func(*corev1.Pod) bool
+	// Secrets reads the Secrets that Services name, without a cache: the control plane may read them only in some namespaces.
+	Secrets client.Reader
 
-	refused refusals
+	refused   refusals
+	surplus   surplus
+	protected protections
 }
 
 // SetupWithManager registers the reconciler.
@@ -79,18 +86,23 @@ func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	svc := &corev1.Service{}
 	if err := r.Client.Get(ctx, req.NamespacedName, svc); err != nil {
-		r.refused.forget(req.NamespacedName)
+		r.forget(req.NamespacedName)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if svc.DeletionTimestamp != nil || !annotations.IsOurs(svc) || svc.Annotations[annotations.Enabled] == "false" {
-		r.refused.forget(req.NamespacedName)
+		r.forget(req.NamespacedName)
 		return r.release(ctx, svc)
 	}
 	spec, err := annotations.Parse(svc, r.Cluster)
 	if err != nil {
 		return r.invalid(ctx, svc, err)
 	}
-	if err := r.refused.of(req.NamespacedName, spec, time.Now()); err != nil {
+	protection, secretErr := r.credentialsOf(ctx, svc.Namespace, spec)
+	if protection != nil {
+		protection.atEdge = r.protected.known(req.NamespacedName, protection)
+	}
+	want := wantedOf(spec, protection)
+	if err := r.refused.of(req.NamespacedName, want.key(spec.SocketName), time.Now()); err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
 	socket, found, err := r.find(ctx, svc, spec.SocketName, 10*time.Second)
@@ -101,6 +113,13 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
+	if err := r.retractClaims(ctx, svc, spec, socket, found); err != nil {
+		return reconcile.Result{}, err
+	}
+	if secretErr != nil {
+		// Nothing is made or opened without it. A socket that is protected already stays as it is.
+		return r.failed(ctx, svc, reasonSecret, secretErr)
+	}
 	if controllerutil.AddFinalizer(svc, annotations.Finalizer) {
 		// Before there is a socket, so that one is never left behind; but after Mysocket has answered, so that a wrong
 		// password does not keep a Service from being deleted.
@@ -110,18 +129,24 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 			return unlessConflict(fmt.Errorf("put a finalizer on Service %s: %w", req, err))
 		}
 	}
-	if socket, err = r.ensureSocket(ctx, svc, spec, socket, found); err != nil {
-		if mysocket.IsRefused(err) {
+	if socket, err = r.ensureSocket(ctx, svc, spec.SocketName, want, socket, found); err != nil {
+		err = protection.redact(err)
+		if mysocket.IsRefused(err) || errors.Is(err, errIgnored) {
 			// Shorter than the wait for the next attempt, which is not to find this.
-			r.refused.remember(req.NamespacedName, spec, err, time.Now().Add(slowRetry/2))
+			r.refused.remember(req.NamespacedName, want.key(spec.SocketName), err, time.Now().Add(slowRetry/2))
 		}
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
+	r.protected.remember(req.NamespacedName, protection)
 	if err := r.annotate(ctx, svc, map[string]string{
 		annotations.SocketID: socket.ID,
 		annotations.DNSName:  socket.DNSName,
 		annotations.URL:      socket.URL(),
+		annotations.Applied:  annotations.AppliedValue(spec.Asked()),
 	}); err != nil {
+		return reconcile.Result{}, err
+	}
+	if err := r.publishIngress(ctx, svc, socket.DNSName); err != nil {
 		return reconcile.Result{}, err
 	}
 	tunnels, err := r.tunnelsReady(ctx, svc)
@@ -132,25 +157,48 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if tunnels.reason == reasonWaitingForApp {
 		again.RequeueAfter = appGrace // a pod that is waiting for its app makes no event when its time is over
 	}
+	wait, err := r.dropSurplus(ctx, req.NamespacedName, spec, time.Now())
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	if wait > 0 {
+		again.RequeueAfter = min(again.RequeueAfter, wait)
+	}
+	if spec.ProtectedSecret != "" {
+		again.RequeueAfter = min(again.RequeueAfter, jitter(secretPoll))
+	}
 	return again, r.setConditions(ctx, svc,
 		condition{annotations.SocketReady, true, reasonReady, "the public name is " + socket.URL(), false}, tunnels)
 }
 
+// forget drops what is remembered of a Service that is not public any more.
+func (r *ServiceReconciler) forget(service client.ObjectKey) {
+	r.refused.forget(service)
+	r.surplus.seen(service, false, time.Time{})
+	r.protected.remember(service, nil)
+}
+
 // ensureSocket creates the Service's socket, or brings the one that was found in line.
-func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, spec annotations.Spec, socket mysocket.Socket, found bool) (mysocket.Socket, error) {
+func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, name string, want wanted, socket mysocket.Socket, found bool) (mysocket.Socket, error) {
 	if !found {
-		made, err := r.API.CreateSocket(ctx, mysocket.Socket{Name: spec.SocketName, Type: spec.SocketType, Description: "made by mysocket-injector"})
+		made := mysocket.Socket{Name: name, Description: "made by mysocket-injector"}
+		want.fill(&made, func(annotations.Setting) bool { return false })
+		made, err := r.API.CreateSocket(ctx, made)
 		if err != nil {
 			return mysocket.Socket{}, err
 		}
 		ctrl.LoggerFrom(ctx).Info("socket created", "service", svc.Namespace+"/"+svc.Name, "socket", made.Name, "id", made.ID, "url", made.URL())
-		return made, nil
+		return made, want.check(made)
 	}
-	if socket.Type == spec.SocketType {
+	if !want.fill(&socket, annotations.AppliedOf(svc).Ours) {
 		return socket, nil
 	}
-	socket.Type, socket.Ports, socket.Tunnels = spec.SocketType, nil, nil // the ports go with the type
-	return r.API.UpdateSocket(ctx, socket)
+	changed, err := r.API.UpdateSocket(ctx, socket)
+	if err != nil {
+		return mysocket.Socket{}, err
+	}
+	ctrl.LoggerFrom(ctx).Info("socket changed", "service", svc.Namespace+"/"+svc.Name, "socket", changed.Name, "id", changed.ID)
+	return changed, want.check(changed)
 }
 
 // find looks for the socket of this name. Of several, the one that the Service is annotated with is taken, else the
@@ -206,8 +254,10 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 	switch {
 	case errors.Is(err, mysocket.ErrCredentials):
 		special(reasonAccount)
-	case mysocket.IsRefused(err):
+	case mysocket.IsRefused(err), errors.Is(err, errIgnored):
 		special(reasonSocketRefused)
+	case isSecretError(err):
+		special(reasonSecret)
 	case mysocket.RetryAfter(err) > 0:
 		retry = mysocket.RetryAfter(err) + jitter(firstRetry)
 	}
@@ -216,6 +266,12 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 	}
 	want := []condition{{annotations.SocketReady, false, reason, err.Error(), true}}
 	if svc.DeletionTimestamp == nil && annotations.IsEnabled(svc) && svc.Annotations[annotations.SocketID] != "" {
+		if spec, err := annotations.Parse(svc, r.Cluster); err == nil && !spec.Guarded(svc) {
+			// The gateway assigns it to no pod any more. A sidecar that has not heard of that must not keep it open.
+			if err := r.deleteTunnels(ctx, svc); err != nil {
+				return reconcile.Result{}, err
+			}
+		}
 		// Tunnels that there are work on without the API.
 		tunnels, err := r.tunnelsReady(ctx, svc)
 		if err != nil {
@@ -240,16 +296,8 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 		}
 		return reconcile.Result{}, r.clearConditions(ctx, svc)
 	}
-	var tunnels v1alpha1.TunnelList
-	if err := r.Client.List(ctx, &tunnels, client.InNamespace(svc.Namespace)); err != nil {
-		return reconcile.Result{}, fmt.Errorf("list the Tunnels of %s: %w", svc.Namespace, err)
-	}
-	for i := range tunnels.Items {
-		if t := &tunnels.Items[i]; t.Spec.ServiceName == svc.Name && t.DeletionTimestamp == nil {
-			if err := r.Client.Delete(ctx, t); client.IgnoreNotFound(err) != nil {
-				return reconcile.Result{}, fmt.Errorf("delete Tunnel %s/%s: %w", t.Namespace, t.Name, err)
-			}
-		}
+	if err := r.deleteTunnels(ctx, svc); err != nil {
+		return reconcile.Result{}, err
 	}
 	// A policy that can't be read keeps the socket: a name that was kept can be deleted later, not the reverse.
 	policy, set := svc.Annotations[annotations.DeletionPolicy]
@@ -269,18 +317,37 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 	} else {
 		r.tellReleased(ctx, svc, "SocketRetained", "the public name %s was kept, since %s is %q and not %q", svc.Annotations[annotations.DNSName], annotations.DeletionPolicy, policy, annotations.PolicyDelete)
 	}
+	if err := r.clearIngress(ctx, svc); err != nil {
+		return reconcile.Result{}, err
+	}
 	if err := r.clearConditions(ctx, svc); err != nil {
 		return reconcile.Result{}, err
 	}
 	before := svc.DeepCopy()
 	controllerutil.RemoveFinalizer(svc, annotations.Finalizer)
-	for _, a := range []string{annotations.SocketID, annotations.DNSName, annotations.URL} {
+	for _, a := range annotations.Own() {
 		delete(svc.Annotations, a)
 	}
 	if err := r.Client.Patch(ctx, svc, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(err) != nil {
 		return unlessConflict(fmt.Errorf("release Service %s/%s: %w", svc.Namespace, svc.Name, err))
 	}
 	return reconcile.Result{}, nil
+}
+
+// deleteTunnels ends all connections of a Service's socket.
+func (r *ServiceReconciler) deleteTunnels(ctx context.Context, svc *corev1.Service) error {
+	var tunnels v1alpha1.TunnelList
+	if err := r.Client.List(ctx, &tunnels, client.InNamespace(svc.Namespace)); err != nil {
+		return fmt.Errorf("list the Tunnels of %s: %w", svc.Namespace, err)
+	}
+	for i := range tunnels.Items {
+		if t := &tunnels.Items[i]; t.Spec.ServiceName == svc.Name && t.DeletionTimestamp == nil {
+			if err := r.Client.Delete(ctx, t); client.IgnoreNotFound(err) != nil {
+				return fmt.Errorf("delete Tunnel %s/%s: %w", t.Namespace, t.Name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // tellReleased records an Event, unless the whole namespace goes: that takes no new objects, and the refusal of each
@@ -293,15 +360,20 @@ func (r *ServiceReconciler) tellReleased(ctx context.Context, svc *corev1.Servic
 	r.Events.Eventf(svc, nil, corev1.EventTypeNormal, reason, "Release", format, args...)
 }
 
-// annotate sets our annotations where they differ, and touches nothing else.
+// annotate sets our annotations where they differ, and touches nothing else. One without a value is removed.
 func (r *ServiceReconciler) annotate(ctx context.Context, svc *corev1.Service, want map[string]string) error {
 	before := svc.DeepCopy()
 	for k, v := range want {
-		svc.Annotations[k] = v // an enabled Service has annotations
+		if v == "" {
+			delete(svc.Annotations, k)
+			continue
+		}
+		if svc.Annotations == nil { // of a load balancer
+			svc.Annotations = map[string]string{}
+		}
+		svc.Annotations[k] = v
 	}
-	if !slices.ContainsFunc([]string{annotations.SocketID, annotations.DNSName, annotations.URL}, func(k string) bool {
-		return before.Annotations[k] != svc.Annotations[k]
-	}) {
+	if maps.Equal(before.Annotations, svc.Annotations) {
 		return nil
 	}
 	if err := r.Client.Patch(ctx, svc, client.MergeFrom(before)); err != nil {

@@ -50,6 +50,9 @@ type stage struct {
 	proxy  *mysockettest.Proxy
 	api    *mysocket.Client
 	events *recorder
+	use    MysocketAPI // in the place of api, when set
+	// secrets reads Secrets, with what rights a test likes.
+	secrets client.Reader
 }
 
 func newStage(t *testing.T) *stage {
@@ -59,7 +62,7 @@ func newStage(t *testing.T) *stage {
 		t:      t,
 		ns:     cluster.Namespace(t, map[string]string{annotations.NamespaceInjection: annotations.NamespaceInjectionEnabled}),
 		edge:   edgetest.Start(t),
-		events: &recorder{},
+		events: &recorder{}, secrets: cluster.Client,
 	}
 	s.proxy = mysockettest.Start(t, s.edge)
 	s.api = s.proxy.Client(t)
@@ -119,7 +122,11 @@ func enabled(more ...string) map[string]string {
 }
 
 func (s *stage) reconciler() *ServiceReconciler {
-	return &ServiceReconciler{Client: cluster.Client, API: s.api, Events: s.events, Outdated: outdated}
+	var api MysocketAPI = s.api
+	if s.use != nil {
+		api = s.use
+	}
+	return &ServiceReconciler{Client: cluster.Client, API: api, Events: s.events, Outdated: outdated, Secrets: s.secrets}
 }
 
 // outdated tells whether a pod's sidecar is an old one, in these tests.
@@ -184,7 +191,7 @@ func hasFinalizer(obj client.Object) bool {
 // wantUntouched wants a Service that nobody would see had ever been ours.
 func wantUntouched(t *testing.T, svc *corev1.Service) {
 	t.Helper()
-	for _, a := range []string{annotations.SocketID, annotations.DNSName, annotations.URL} {
+	for _, a := range annotations.Own() {
 		if v, ok := svc.Annotations[a]; ok {
 			t.Errorf("annotation %s is still %q", a, v)
 		}

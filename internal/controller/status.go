@@ -30,6 +30,7 @@ const (
 	reasonNotLabelled    = "NamespaceNotLabelled"
 	reasonExcluded       = "NamespaceExcluded"
 	reasonRestartOff     = "RestartIsOff"
+	reasonNotGuarded     = "NotRestrictedYet"
 )
 
 // appGrace is how long an app may take to answer before the Service's condition calls it a failure. An app that is just
@@ -127,19 +128,39 @@ func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Servic
 	if err != nil {
 		return condition{}, err
 	}
+	if !spec.Guarded(svc) {
+		return condition{annotations.TunnelsReady, false, reasonNotGuarded, "the pods serve nothing until the edge keeps visitors out as the Service asks", false}, nil
+	}
 	return r.summarize(svc, spec, pods.Items, tunnels.Items, &ns, time.Now()), nil
+}
+
+// missingConnection returns a connection of a pod that is not up, if there is one: the first that says why, else the first.
+func missingConnection(tunnels map[int]v1alpha1.TunnelStatus, want int) (n int, missing bool) {
+	for i := want - 1; i >= 0; i-- {
+		st := tunnels[i]
+		if st.State == string(gatewayapi.StateConnected) {
+			continue
+		}
+		if !missing || st.Message != "" || tunnels[n].Message == "" {
+			n, missing = i, true
+		}
+	}
+	return n, missing
 }
 
 // summarize makes the TunnelsReady condition of a Service out of what there is. It does no I/O.
 func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace, now time.Time) condition {
 	// By UID, since a StatefulSet's new pod has the name of its predecessor, whose Tunnel may still be there.
-	byPod := map[types.UID]v1alpha1.TunnelStatus{}
+	byPod := map[types.UID]map[int]v1alpha1.TunnelStatus{} // by connection
 	for _, t := range tunnels {
 		if t.Spec.ServiceName != svc.Name || t.Spec.SocketID != svc.Annotations[annotations.SocketID] || t.DeletionTimestamp != nil {
 			continue
 		}
 		for _, owner := range t.OwnerReferences {
-			byPod[owner.UID] = t.Status
+			if byPod[owner.UID] == nil {
+				byPod[owner.UID] = map[int]v1alpha1.TunnelStatus{}
+			}
+			byPod[owner.UID][int(t.Spec.Connection)] = t.Status
 		}
 	}
 	var total, connected, bare, outdated, skipped int
@@ -159,15 +180,26 @@ func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec
 		if inject.HasSidecar(pod) && r.Outdated(pod) {
 			outdated++
 		}
-		switch st, ok := byPod[pod.UID]; {
-		case ok && st.State == string(gatewayapi.StateConnected):
+		n, missing := missingConnection(byPod[pod.UID], max(1, spec.Connections))
+		switch {
+		case !missing:
 			connected++
 		case !inject.HasSidecar(pod):
 			bare++
-		case st.State == string(gatewayapi.StateWaitingForApp) && st.LastTransitionTime != nil && now.Sub(st.LastTransitionTime.Time) < appGrace:
-			waiting = append(waiting, pod.Name)
-		case st.Message != "":
-			failing = append(failing, fmt.Sprintf("pod %s: %s", pod.Name, st.Message))
+		default:
+			st := byPod[pod.UID][n]
+			if st.State == string(gatewayapi.StateWaitingForApp) && st.LastTransitionTime != nil && now.Sub(st.LastTransitionTime.Time) < appGrace {
+				waiting = append(waiting, pod.Name)
+				break
+			}
+			if st.Message == "" {
+				break
+			}
+			name := "pod " + pod.Name
+			if spec.Connections > 1 {
+				name += fmt.Sprintf(", connection %d", n)
+			}
+			failing = append(failing, name+": "+st.Message)
 		}
 		if _, err := annotations.TargetPort(spec.ServicePort, &pod.Spec); err != nil {
 			badPort = err

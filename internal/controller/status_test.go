@@ -16,7 +16,7 @@ import (
 func TestSummarize(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web", Annotations: enabled(annotations.SocketID, "1")}}
-	spec := annotations.Spec{ServicePort: corev1.ServicePort{Port: 80}, Rollout: annotations.RolloutAuto}
+	spec := annotations.Spec{ServicePort: corev1.ServicePort{Port: 80}, Rollout: annotations.RolloutAuto, Connections: 1}
 	labelled := map[string]string{annotations.NamespaceInjection: annotations.NamespaceInjectionEnabled}
 	optedOut := func(pod *corev1.Pod) { pod.Labels[annotations.PodInject] = "false" }
 	ended := func(pod *corev1.Pod) { pod.Status.Phase = corev1.PodSucceeded }
@@ -42,6 +42,11 @@ func TestSummarize(t *testing.T) {
 		change(&t)
 		return t
 	}
+	nth := func(t v1alpha1.Tunnel, n int32) v1alpha1.Tunnel {
+		t.Spec.Connection = n
+		return t
+	}
+	two := func(s *annotations.Spec, _ *corev1.Namespace) { s.Connections = 2 }
 	for _, tc := range []struct {
 		name    string
 		pods    pods
@@ -72,6 +77,16 @@ func TestSummarize(t *testing.T) {
 			false, true, "TunnelFailing", "0 of 1 pods connected: pod a: nothing answers on port 80"},
 		{"two fail", pods{pod("b", injected), pod("a", injected)}, tunnels{of("a", failing), of("b", failing)}, nil,
 			false, true, "TunnelFailing", "0 of 2 pods connected: pod a: auth: refused"},
+		{"all connections", pods{pod("a", injected)}, tunnels{of("a", connected), nth(of("a", connected), 1)}, two,
+			true, false, "AllConnected", "1 of 1 pods connected"},
+		{"one connection of two", pods{pod("a", injected), pod("b", injected)}, tunnels{of("a", connected), nth(of("a", connected), 1), of("b", connected)}, two,
+			false, false, "Connecting", "1 of 2 pods connected"},
+		{"the second connection fails", pods{pod("a", injected)}, tunnels{of("a", connected), nth(of("a", failing), 1)}, two,
+			false, true, "TunnelFailing", "0 of 1 pods connected: pod a, connection 1: auth: refused"},
+		{"the first is on its way and the second fails", pods{pod("a", injected)}, tunnels{nth(of("a", failing), 1)}, two,
+			false, true, "TunnelFailing", "0 of 1 pods connected: pod a, connection 1: auth: refused"},
+		{"a connection too many", pods{pod("a", injected)}, tunnels{of("a", connected), nth(of("a", failing), 1)}, nil,
+			true, false, "AllConnected", "1 of 1 pods connected"},
 		{"waiting for a restart", pods{pod("a"), pod("b", injected)}, tunnels{of("b", connected)}, nil,
 			false, false, "WaitingForRestart", "1 of 2 pods connected, 1 waiting for a restart"},
 		{"outdated", pods{pod("a", old), pod("b", injected)}, tunnels{of("a", connected), of("b", connected)}, nil,

@@ -22,7 +22,8 @@ import (
 // maxURL bounds what is passed on of an annotation that is only shown.
 const maxURL = 512
 
-// assign works out what a pod serves: the enabled, valid Services of its namespace that select it and have a socket.
+// assign works out what a pod serves: the enabled, valid Services of its namespace that select it and have a socket, which
+// is guarded as they ask for.
 // It does no I/O. The result is ordered by the Service's name and holds at most gatewayapi.MaxAssignments.
 func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewayapi.Assignment {
 	out := []gatewayapi.Assignment{}
@@ -36,6 +37,9 @@ func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewa
 		spec, err := annotations.Parse(svc, cluster)
 		if err != nil {
 			continue // the Service's condition says so
+		}
+		if !spec.Guarded(svc) {
+			continue // the socket lets everybody in as yet, and its owner wants otherwise
 		}
 		port, err := annotations.TargetPort(spec.ServicePort, &pod.Spec)
 		if err != nil {
@@ -52,6 +56,8 @@ func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewa
 			URL:             url,
 			Port:            port,
 			PublishNotReady: spec.PublishNotReady,
+			Connections:     spec.Connections,
+			ProxyProtocol:   spec.ProxyProtocol,
 		})
 	}
 	slices.SortFunc(out, func(a, b gatewayapi.Assignment) int { return strings.Compare(a.Service, b.Service) })

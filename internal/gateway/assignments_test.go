@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/utils/ptr"
 
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
@@ -46,11 +47,29 @@ func TestAssign(t *testing.T) {
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}},
 	}
 	got := assign([]corev1.Service{
-		service("web", 2, func(svc *corev1.Service) { svc.Spec.PublishNotReadyAddresses = true }),
+		service("web", 2, func(svc *corev1.Service) {
+			svc.Spec.PublishNotReadyAddresses = true
+			svc.Annotations[annotations.Connections] = "3"
+			svc.Annotations[annotations.ProxyProtocol] = "v2"
+		}),
 		service("api", 1, nil),
 		service("second-of-one-socket", 1, nil),
 		service("not-enabled", 3, func(svc *corev1.Service) { svc.Annotations[annotations.Enabled] = "false" }),
 		service("wrong", 3, func(svc *corev1.Service) { svc.Annotations[annotations.Type] = "x" }),
+		service("not-guarded", 3, func(svc *corev1.Service) { svc.Annotations[annotations.AllowedEmails] = "ann@example.com" }),
+		service("guard-taken-back", 3, func(svc *corev1.Service) {
+			svc.Annotations[annotations.AllowedEmails] = "ann@example.com"
+			svc.Annotations[annotations.Applied] = "upstream,access-ending"
+		}),
+		service("guarded", 5, func(svc *corev1.Service) {
+			svc.Annotations[annotations.AllowedEmails] = "ann@example.com"
+			svc.Annotations[annotations.UpstreamType] = "https"
+			svc.Annotations[annotations.Applied] = "access"
+		}),
+		service("balancer", 6, func(svc *corev1.Service) {
+			delete(svc.Annotations, annotations.Enabled)
+			svc.Spec.Type, svc.Spec.LoadBalancerClass = corev1.ServiceTypeLoadBalancer, ptr.To(annotations.LoadBalancerClass)
+		}),
 		service("other-pods", 3, func(svc *corev1.Service) { svc.Spec.Selector["app"] = "other" }),
 		service("no-such-port", 3, func(svc *corev1.Service) { svc.Spec.Ports[0].TargetPort = intstr.FromString("grpc") }),
 		service("going", 3, func(svc *corev1.Service) { now := metav1.Now(); svc.DeletionTimestamp = &now }),
@@ -59,9 +78,11 @@ func TestAssign(t *testing.T) {
 		service("tampered-url", 4, func(svc *corev1.Service) { svc.Annotations[annotations.URL] = strings.Repeat("x", 1<<17) }),
 	}, pod, "north")
 	want := []gatewayapi.Assignment{
-		{SocketID: id(1), SocketName: "k8s north shop.api", Service: "api", URL: "https://api.example", Port: 8080},
-		{SocketID: id(4), SocketName: "k8s north shop.tampered-url", Service: "tampered-url", Port: 8080},
-		{SocketID: id(2), SocketName: "k8s north shop.web", Service: "web", URL: "https://web.example", Port: 8080, PublishNotReady: true},
+		{SocketID: id(1), SocketName: "k8s north shop.api", Service: "api", URL: "https://api.example", Port: 8080, Connections: 1},
+		{SocketID: id(6), SocketName: "k8s north shop.balancer", Service: "balancer", URL: "https://balancer.example", Port: 8080, Connections: 1},
+		{SocketID: id(5), SocketName: "k8s north shop.guarded", Service: "guarded", URL: "https://guarded.example", Port: 8080, Connections: 1},
+		{SocketID: id(4), SocketName: "k8s north shop.tampered-url", Service: "tampered-url", Port: 8080, Connections: 1},
+		{SocketID: id(2), SocketName: "k8s north shop.web", Service: "web", URL: "https://web.example", Port: 8080, PublishNotReady: true, Connections: 3, ProxyProtocol: "v2"},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -213,7 +234,7 @@ func TestStream(t *testing.T) {
 	s := newStage(t)
 	pod, token := s.pod(s.ns, "web-1")
 	st := s.stream(token)
-	want := gatewayapi.Assignment{SocketID: s.socket.ID, SocketName: s.socket.Name, Service: "web", URL: s.socket.URL(), Port: 8000, EdgeAddress: s.edge.SSHAddress}
+	want := gatewayapi.Assignment{SocketID: s.socket.ID, SocketName: s.socket.Name, Service: "web", URL: s.socket.URL(), Port: 8000, Connections: 1, EdgeAddress: s.edge.SSHAddress}
 	if got := st.next(10 * time.Second); len(got) != 1 || got[0] != want {
 		t.Fatalf("got %+v, want %+v", got, want)
 	}
@@ -344,7 +365,7 @@ func TestServe(t *testing.T) {
 		}
 		forward.ServeHTTP(w, r)
 	})
-	reg, err := c.Register(t.Context(), s.socket.ID, newKey(t).line())
+	reg, err := c.Register(t.Context(), gatewayclient.Connection{SocketID: s.socket.ID}, newKey(t).line())
 	if err != nil {
 		t.Fatalf("the registration was cut off: %v", err)
 	}

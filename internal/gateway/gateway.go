@@ -158,6 +158,10 @@ func (s *Server) limited(h handler) func(http.ResponseWriter, *http.Request, ide
 				return
 			}
 		}
+		if _, err := connection(r); err != nil {
+			s.fail(w, r, caller, err)
+			return
+		}
 		answer, err := h(r.WithContext(ctx), caller)
 		switch {
 		case err != nil:
@@ -169,6 +173,19 @@ func (s *Server) limited(h handler) func(http.ResponseWriter, *http.Request, ide
 			_ = json.NewEncoder(w).Encode(answer)
 		}
 	}
+}
+
+// connection returns the number of the connection that a request is about.
+func connection(r *http.Request) (int, error) {
+	values := r.URL.Query()[gatewayapi.ConnectionParameter]
+	if len(values) == 0 {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(values[0])
+	if err != nil || len(values) > 1 || n < 0 || n >= gatewayapi.MaxConnections || values[0] != strconv.Itoa(n) {
+		return 0, refuse(http.StatusBadRequest, gatewayapi.ReasonInvalid, "the query parameter %s is not one number from 0 to %d", gatewayapi.ConnectionParameter, gatewayapi.MaxConnections-1)
+	}
+	return n, nil
 }
 
 // fail writes an error answer. What is not a refusal is our own trouble: logged whole, told in general.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,11 +38,15 @@ func (s *Server) register(r *http.Request, caller identity) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	pod, a, err := s.authorize(r.Context(), caller, r.PathValue("socket"))
+	n, err := connection(r)
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.ensureTunnel(r.Context(), pod, a)
+	pod, a, err := s.authorize(r.Context(), caller, r.PathValue("socket"), n)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.ensureTunnel(r.Context(), pod, a, n)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +56,7 @@ func (s *Server) register(r *http.Request, caller identity) (any, error) {
 		if _, err := s.setTunnelID(r.Context(), t, mysocket.Tunnel{}); err != nil {
 			return nil, err
 		}
-		if t, err = s.ensureTunnel(r.Context(), pod, a); err != nil {
+		if t, err = s.ensureTunnel(r.Context(), pod, a, n); err != nil {
 			return nil, err
 		}
 		registration, err = s.sign(r.Context(), t, key)
@@ -59,7 +64,7 @@ func (s *Server) register(r *http.Request, caller identity) (any, error) {
 	if err != nil {
 		return nil, upstream(err)
 	}
-	s.Log.Info("replica registered", "pod", caller.String(), "service", a.Service, "socket", a.SocketName, "tunnel", t.Status.TunnelID)
+	s.Log.Info("replica registered", "pod", caller.String(), "service", a.Service, "socket", a.SocketName, "connection", n, "tunnel", t.Status.TunnelID)
 	return registration, nil
 }
 
@@ -73,7 +78,11 @@ func (s *Server) renew(r *http.Request, caller identity) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := s.authorize(r.Context(), caller, r.PathValue("socket")); err != nil {
+	n, err := connection(r)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := s.authorize(r.Context(), caller, r.PathValue("socket"), n); err != nil {
 		return nil, err
 	}
 	t, err := s.tunnelOf(r, caller)
@@ -100,16 +109,20 @@ func (s *Server) report(r *http.Request, caller identity) (any, error) {
 	if !req.State.Valid() || len(req.Message) > gatewayapi.MaxMessageBytes {
 		return nil, refuse(http.StatusBadRequest, gatewayapi.ReasonInvalid, "the state is not one of ours, or the message is longer than %d bytes", gatewayapi.MaxMessageBytes)
 	}
+	n, err := connection(r)
+	if err != nil {
+		return nil, err
+	}
 	socketID := r.PathValue("socket")
 	t := &v1alpha1.Tunnel{}
-	key := client.ObjectKey{Namespace: caller.namespace, Name: tunnelName(caller.pod, string(caller.uid), socketID)}
-	err := s.Live.Get(r.Context(), key, t)
+	key := client.ObjectKey{Namespace: caller.namespace, Name: tunnelName(caller.pod, string(caller.uid), socketID, n)}
+	err = s.Live.Get(r.Context(), key, t)
 	if apierrors.IsNotFound(err) {
-		pod, a, claimErr := s.claim(r.Context(), caller, socketID)
+		pod, a, claimErr := s.claim(r.Context(), caller, socketID, n)
 		if claimErr != nil {
 			return nil, claimErr
 		}
-		t, err = s.ensureObject(r.Context(), pod, a)
+		t, err = s.ensureObject(r.Context(), pod, a, n)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read or create Tunnel %s: %w", key, err)
@@ -141,8 +154,9 @@ func (s *Server) withdraw(r *http.Request, caller identity) (any, error) {
 	return nil, nil
 }
 
-// claim checks that an enabled Service of the caller's namespace selects it now and is annotated with this socket.
-func (s *Server) claim(ctx context.Context, caller identity, socketID string) (*corev1.Pod, gatewayapi.Assignment, error) {
+// claim checks that an enabled Service of the caller's namespace selects it now, is annotated with this socket, and asks
+// for a connection of this number.
+func (s *Server) claim(ctx context.Context, caller identity, socketID string, n int) (*corev1.Pod, gatewayapi.Assignment, error) {
 	pod, err := s.podOf(ctx, caller)
 	if err != nil {
 		return nil, gatewayapi.Assignment{}, err
@@ -158,13 +172,16 @@ func (s *Server) claim(ctx context.Context, caller identity, socketID string) (*
 	if i < 0 {
 		return nil, gatewayapi.Assignment{}, forbidden("no enabled Service of namespace %s that selects pod %s has the socket %s", caller.namespace, caller.pod, socketID)
 	}
+	if want := list[i].Connections; n >= want {
+		return nil, gatewayapi.Assignment{}, forbidden("Service %s/%s asks for %d connections for each pod, and connection %d is beyond them (annotation %s)", caller.namespace, list[i].Service, want, n, annotations.Connections)
+	}
 	return pod, list[i], nil
 }
 
 // authorize decides whether the caller may act for a socket now. What the Service is annotated with is only a claim (its
 // owner can edit it), so the socket's name is checked at Mysocket: an id stolen from another namespace has another name.
-func (s *Server) authorize(ctx context.Context, caller identity, socketID string) (*corev1.Pod, gatewayapi.Assignment, error) {
-	pod, a, err := s.claim(ctx, caller, socketID)
+func (s *Server) authorize(ctx context.Context, caller identity, socketID string, n int) (*corev1.Pod, gatewayapi.Assignment, error) {
+	pod, a, err := s.claim(ctx, caller, socketID, n)
 	if err != nil {
 		return nil, a, err
 	}
@@ -185,18 +202,26 @@ func (s *Server) authorize(ctx context.Context, caller identity, socketID string
 	return nil, a, forbidden("socket %s of Service %s/%s does not exist at Mysocket", socketID, caller.namespace, a.Service)
 }
 
-// tunnelName is the name of the Tunnel object of one pod and socket: the same whenever the pod registers again.
-func tunnelName(pod string, uid string, socketID string) string {
-	sum := sha256.Sum256([]byte(uid + "/" + socketID))
+// tunnelName is the name of the Tunnel object of one pod, socket and connection: the same whenever the pod registers again.
+func tunnelName(pod string, uid string, socketID string, n int) string {
+	of := uid + "/" + socketID
+	if n > 0 { // the first has the name that it had when there was only one
+		of += "/" + strconv.Itoa(n)
+	}
+	sum := sha256.Sum256([]byte(of))
 	return strings.TrimRight(pod[:min(len(pod), 240)], "-.") + "-" + hex.EncodeToString(sum[:5])
 }
 
-// tunnelOf reads the caller's Tunnel object for the socket and tunnel in the request's path. It is found by the
+// tunnelOf reads the caller's Tunnel object for the socket, tunnel and connection that the request names. It is found by the
 // caller's own name and UID, so no pod can reach another's.
 func (s *Server) tunnelOf(r *http.Request, caller identity) (*v1alpha1.Tunnel, error) {
+	n, err := connection(r)
+	if err != nil {
+		return nil, err
+	}
 	t := &v1alpha1.Tunnel{}
-	key := client.ObjectKey{Namespace: caller.namespace, Name: tunnelName(caller.pod, string(caller.uid), r.PathValue("socket"))}
-	err := s.Live.Get(r.Context(), key, t)
+	key := client.ObjectKey{Namespace: caller.namespace, Name: tunnelName(caller.pod, string(caller.uid), r.PathValue("socket"), n)}
+	err = s.Live.Get(r.Context(), key, t)
 	if apierrors.IsNotFound(err) || err == nil && (t.Status.TunnelID != r.PathValue("tunnel") || t.DeletionTimestamp != nil) {
 		return nil, refuse(http.StatusNotFound, gatewayapi.ReasonNotFound, "pod %s has no tunnel %s; register again", caller, r.PathValue("tunnel"))
 	}
@@ -206,18 +231,21 @@ func (s *Server) tunnelOf(r *http.Request, caller identity) (*v1alpha1.Tunnel, e
 	return t, nil
 }
 
-// ensureObject returns the Tunnel object of a pod and socket.
-func (s *Server) ensureObject(ctx context.Context, pod *corev1.Pod, a gatewayapi.Assignment) (*v1alpha1.Tunnel, error) {
+// ensureObject returns the Tunnel object of a pod, socket and connection.
+func (s *Server) ensureObject(ctx context.Context, pod *corev1.Pod, a gatewayapi.Assignment, n int) (*v1alpha1.Tunnel, error) {
 	t := &v1alpha1.Tunnel{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:  pod.Namespace,
-			Name:       tunnelName(pod.Name, string(pod.UID), a.SocketID),
+			Name:       tunnelName(pod.Name, string(pod.UID), a.SocketID, n),
 			Finalizers: []string{annotations.Finalizer},
 			OwnerReferences: []metav1.OwnerReference{
 				{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID},
 			},
 		},
-		Spec: v1alpha1.TunnelSpec{PodName: pod.Name, ServiceName: a.Service, SocketID: a.SocketID, SocketName: a.SocketName},
+		Spec: v1alpha1.TunnelSpec{
+			PodName: pod.Name, ServiceName: a.Service, SocketID: a.SocketID, SocketName: a.SocketName,
+			Connection: int32(n), //nolint:gosec // below MaxConnections
+		},
 	}
 	err := s.Live.Create(ctx, t)
 	if apierrors.IsAlreadyExists(err) {
@@ -232,10 +260,10 @@ func (s *Server) ensureObject(ctx context.Context, pod *corev1.Pod, a gatewayapi
 	return t, nil
 }
 
-// ensureTunnel returns the Tunnel object of a pod and socket with a tunnel at Mysocket behind it. The object, with its
+// ensureTunnel returns the Tunnel object of a pod, socket and connection with a tunnel at Mysocket behind it. The object, with its
 // finalizer, exists before the tunnel does, so that a tunnel always has someone to delete it.
-func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi.Assignment) (*v1alpha1.Tunnel, error) {
-	t, err := s.ensureObject(ctx, pod, a)
+func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi.Assignment, n int) (*v1alpha1.Tunnel, error) {
+	t, err := s.ensureObject(ctx, pod, a, n)
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +288,7 @@ func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi
 		return nil, err
 	}
 	// Another request of this pod was first, or it has withdrawn.
-	if t, err = s.ensureObject(ctx, pod, a); err != nil {
+	if t, err = s.ensureObject(ctx, pod, a, n); err != nil {
 		return nil, err
 	}
 	if t.Status.TunnelID == "" {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/json"
@@ -13,8 +14,10 @@ import (
 	"golang.org/x/crypto/ssh"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/mysocketio/mysocket-injector/api/v1alpha1"
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
+	"github.com/mysocketio/mysocket-injector/internal/kubetest"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket/mysockettest"
 )
 
@@ -79,6 +82,65 @@ func TestRegister(t *testing.T) {
 	cluster.Change(t, obj, func() { obj.Finalizers = nil })
 	if fresh := s.register(token, mine); fresh.TunnelID == reg.TunnelID {
 		t.Error("the withdrawn tunnel came back")
+	}
+}
+
+// TestSeveralConnections are several tunnels of one pod, as many as the Service asks for, and no more.
+func TestSeveralConnections(t *testing.T) {
+	s := newStage(t)
+	s.svc, s.socket = s.service("wide", map[string]string{annotations.Connections: "2"})
+	pod, token := s.pod(s.ns, "web-1")
+	_, other := s.pod(s.ns, "web-2")
+	kubetest.Eventually(t, "the gateway knows the Service", func(context.Context) bool {
+		return s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID), newKey(t).request()).status == http.StatusOK
+	})
+	first := s.register(token, newKey(t))
+	path := s.tunnelsPath(s.socket.ID) + "?connection=1"
+	mine := newKey(t)
+	second := s.registration(s.call(token, http.MethodPost, path, mine.request()))
+	if again := s.registration(s.call(token, http.MethodPost, path, mine.request())); again.TunnelID != second.TunnelID || again.TunnelID == first.TunnelID || len(s.atEdge()) != 2 {
+		t.Errorf("registered %s, %s and again %s; at the edge %v", first.TunnelID, second.TunnelID, again.TunnelID, s.atEdge())
+	}
+	mine.connect(t, second)
+	if a := s.call(token, http.MethodPut, gatewayapi.SocketsPath+s.socket.ID+"/status?connection=1", gatewayapi.StatusReport{State: gatewayapi.StateConnected}); a.status != http.StatusNoContent {
+		t.Errorf("report: %d %s", a.status, a.body)
+	}
+	obj := &v1alpha1.Tunnel{ObjectMeta: metav1.ObjectMeta{Namespace: s.ns, Name: tunnelName(pod.Name, string(pod.UID), s.socket.ID, 1)}}
+	cluster.Get(t, obj)
+	if obj.Spec.Connection != 1 || obj.Status.TunnelID != second.TunnelID || obj.Status.State != "Connected" {
+		t.Errorf("object %+v %+v", obj.Spec, obj.Status)
+	}
+	if obj, err := s.object(pod); err != nil || obj.Spec.Connection != 0 || obj.Status.TunnelID != first.TunnelID || obj.Status.State != "" {
+		t.Errorf("the first connection's object %+v, %v", obj, err)
+	}
+
+	// A tunnel is found only under its own connection, and only by its own pod.
+	renew := s.certificatePath(second.TunnelID)
+	s.registration(s.call(token, http.MethodPost, renew+"?connection=1", mine.request()))
+	s.call(token, http.MethodPost, renew, mine.request()).want(t, http.StatusNotFound, gatewayapi.ReasonNotFound, "register again")
+	s.call(other, http.MethodPost, renew+"?connection=1", mine.request()).want(t, http.StatusNotFound, gatewayapi.ReasonNotFound, "register again")
+
+	// Beyond what is asked for, and what is no number of a connection.
+	s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID)+"?connection=2", mine.request()).want(t, http.StatusForbidden, gatewayapi.ReasonForbidden, "asks for 2 connections")
+	s.call(token, http.MethodPut, gatewayapi.SocketsPath+s.socket.ID+"/status?connection=2", gatewayapi.StatusReport{State: gatewayapi.StateConnected}).want(t, http.StatusForbidden, gatewayapi.ReasonForbidden, "asks for 2 connections")
+	for _, n := range []string{"4", "-1", "", "x", "01", "+1", "1&connection=1", "99999999999999999999"} {
+		s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID)+"?connection="+n, mine.request()).want(t, http.StatusBadRequest, gatewayapi.ReasonInvalid, "one number from 0 to 3")
+	}
+
+	// Lowered: no certificate for what is too many, but it may be withdrawn.
+	cluster.Change(t, s.svc, func() { s.svc.Annotations[annotations.Connections] = "1" })
+	kubetest.Eventually(t, "the gateway knows the change", func(context.Context) bool {
+		return s.call(token, http.MethodPost, renew+"?connection=1", mine.request()).status == http.StatusForbidden
+	})
+	if a := s.call(token, http.MethodDelete, s.tunnelsPath(s.socket.ID)+"/"+second.TunnelID+"?connection=1", nil); a.status != http.StatusNoContent {
+		t.Errorf("withdrawn: %d %s", a.status, a.body)
+	}
+	cluster.Get(t, obj)
+	if obj.DeletionTimestamp == nil {
+		t.Error("the second connection's object stays")
+	}
+	if obj, err := s.object(pod); err != nil || obj.DeletionTimestamp != nil {
+		t.Errorf("the first connection's object %+v, %v", obj, err)
 	}
 }
 
@@ -319,10 +381,16 @@ func TestTunnelName(t *testing.T) {
 	long := strings.Repeat("a", 239) + "." + strings.Repeat("b", 13) // as long as a pod's name can be, and cut at the dot
 	seen := map[string]bool{}
 	for _, k := range [][3]string{{"web", "1", "s"}, {"web", "2", "s"}, {"web", "1", "t"}, {long, "1", "s"}} {
-		name := tunnelName(k[0], k[1], k[2])
-		if seen[name] || len(name) > 253 || strings.Contains(name, ".-") || name != tunnelName(k[0], k[1], k[2]) {
-			t.Errorf("%v: %s", k, name)
+		for n := range gatewayapi.MaxConnections {
+			name := tunnelName(k[0], k[1], k[2], n)
+			if seen[name] || len(name) > 253 || strings.Contains(name, ".-") || name != tunnelName(k[0], k[1], k[2], n) {
+				t.Errorf("%v connection %d: %s", k, n, name)
+			}
+			seen[name] = true
 		}
-		seen[name] = true
+	}
+	// Tunnels that were made before there were several connections are found again.
+	if name := tunnelName("web", "1", "s", 0); name != "web-1abe9f1e71" {
+		t.Errorf("the first connection's object is %s", name)
 	}
 }

@@ -237,7 +237,7 @@ func (s *stage) atEdge() []mysocket.Tunnel {
 // object reads the Tunnel of a pod for the stage's socket.
 func (s *stage) object(pod *corev1.Pod) (*v1alpha1.Tunnel, error) {
 	t := &v1alpha1.Tunnel{}
-	err := cluster.Client.Get(s.t.Context(), client.ObjectKey{Namespace: pod.Namespace, Name: tunnelName(pod.Name, string(pod.UID), s.socket.ID)}, t)
+	err := cluster.Client.Get(s.t.Context(), client.ObjectKey{Namespace: pod.Namespace, Name: tunnelName(pod.Name, string(pod.UID), s.socket.ID, 0)}, t)
 	return t, err
 }
 

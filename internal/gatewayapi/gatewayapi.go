@@ -9,6 +9,9 @@
 //	POST   /v1/sockets/{socket}/tunnels                [RegisterRequest] -> [Registration]
 //	POST   /v1/sockets/{socket}/tunnels/{tunnel}/certificate  [RegisterRequest] -> [Registration]
 //	DELETE /v1/sockets/{socket}/tunnels/{tunnel}       -> 204; deleting what is gone is no error
+//
+// A pod may be asked to keep several connections for one socket, each with a tunnel of its own. Every path of a socket
+// then takes the number of the connection, from 0, as the query parameter [ConnectionParameter]; without it, it is 0.
 package gatewayapi
 
 import "time"
@@ -27,6 +30,10 @@ const (
 	MaxBodyBytes = 64 << 10
 	// MaxAssignments bounds the sockets that one pod serves at once.
 	MaxAssignments = 64
+	// MaxConnections bounds the connections that one pod keeps for one socket.
+	MaxConnections = 4
+	// ConnectionParameter is the query parameter with the number of a connection, 0 to MaxConnections-1.
+	ConnectionParameter = "connection"
 )
 
 // Snapshot is all that one pod should serve at this moment. A later snapshot replaces the earlier one whole;
@@ -49,10 +56,21 @@ type Assignment struct {
 	Port int32 `json:"port"`
 	// PublishNotReady is the Service's publishNotReadyAddresses: register without waiting for the app.
 	PublishNotReady bool `json:"publishNotReady,omitempty"`
+	// Connections is how many connections to keep, each with its own tunnel; 0 means 1. At most MaxConnections.
+	Connections int `json:"connections,omitempty"`
+	// ProxyProtocol is the version of the PROXY protocol header that the app expects before a visitor's bytes: one of the
+	// constants below, or empty for none.
+	ProxyProtocol string `json:"proxyProtocol,omitempty"`
 	// EdgeAddress is where the edge is now. A registration that names another address is to be renewed before it is used
 	// again. May be empty, when any address is good.
 	EdgeAddress string `json:"edgeAddress,omitempty"`
 }
+
+// The versions of the PROXY protocol.
+const (
+	ProxyV1 = "v1"
+	ProxyV2 = "v2"
+)
 
 // RegisterRequest asks for a tunnel, or for a new certificate of one.
 type RegisterRequest struct {
@@ -60,8 +78,8 @@ type RegisterRequest struct {
 	PublicKey string `json:"publicKey"`
 }
 
-// Registration is all that is needed to log in at the edge. Registering twice from one pod for one socket gives the
-// same tunnel, with a new certificate.
+// Registration is all that is needed to log in at the edge. Registering twice from one pod for one connection of a socket
+// gives the same tunnel, with a new certificate.
 type Registration struct {
 	// TunnelID is the Mysocket id of this replica's tunnel.
 	TunnelID string `json:"tunnelID"`

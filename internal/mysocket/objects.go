@@ -22,6 +22,25 @@ type Socket struct {
 	ProtectedUsername string `json:"protected_username"`
 	ProtectedPassword string `json:"protected_password"`
 	Private           bool   `json:"private_socket"`
+	// Groups of settings; a group that is nil is not sent.
+	*Access
+	*Upstream
+}
+
+// Access is the cloud authentication of a socket: who may come in, after they have logged in at the edge.
+type Access struct {
+	CloudAuth bool `json:"cloud_authentication_enabled"`
+	// The wire has three s.
+	AllowedEmails  []string `json:"cloud_authentication_email_allowed_addressses"`
+	AllowedDomains []string `json:"cloud_authentication_email_allowed_domains"`
+}
+
+// Upstream is how the edge speaks to the app behind a socket.
+type Upstream struct {
+	// UpstreamType is http or https; empty is http.
+	UpstreamType string `json:"upstream_type"`
+	// UpstreamHTTPHostname is the Host header that the app gets; empty for the visitor's.
+	UpstreamHTTPHostname string `json:"upstream_http_hostname"`
 }
 
 // URL is the socket's public address: https://<dnsname> for http and https sockets (with the port when it is not the

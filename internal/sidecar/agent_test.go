@@ -205,6 +205,100 @@ func TestAgentFollowsItsAssignments(t *testing.T) {
 	}
 }
 
+// Several connections of one socket are several logins, and their number changes while the sidecar runs.
+func TestSeveralConnectionsOfASocket(t *testing.T) {
+	w := newWorld(t)
+	port, _ := w.listen("app")
+	several := func(n int) gatewayapi.Assignment {
+		a := assignment("web", port)
+		a.Connections = n
+		return a
+	}
+	w.start()
+	w.gateway.Assign(several(1))
+	one := w.edge.Await(t)
+	first := one.AwaitForward(t)
+	w.gateway.Assign(several(3))
+	two, three := w.edge.Await(t), w.edge.Await(t)
+	for _, edge := range []*sshtest.Conn{two, three} {
+		_ = visit(t, edge, edge.AwaitForward(t), "app").Close()
+	}
+	gatewaytest.Eventually(t, "three tunnels are connected", func() bool { return w.agent.metrics.value(t, "tunnels", "Connected") == 3 })
+
+	// Fewer: the first stays, the others leave the rotation and are deleted.
+	w.gateway.Assign(several(1))
+	two.AwaitCancel(t)
+	three.AwaitCancel(t)
+	gatewaytest.Eventually(t, "two tunnels are deleted", func() bool {
+		return slices.Contains(w.gateway.Calls(), "delete/1") && slices.Contains(w.gateway.Calls(), "delete/2")
+	})
+	_ = visit(t, one, first, "app").Close()
+
+	// More again, and drained as a whole.
+	w.gateway.Assign(several(2))
+	again := w.edge.Await(t)
+	again.AwaitForward(t)
+	gatewaytest.Eventually(t, "two tunnels are connected", func() bool { return w.agent.metrics.value(t, "tunnels", "Connected") == 2 })
+	var said lockedBuffer
+	if err := drain.Ask(t.Context(), w.cfg.DrainSocket, &said); err != nil {
+		t.Error(err)
+	}
+	one.AwaitCancel(t)
+	again.AwaitCancel(t)
+	w.stop()
+	calls := w.gateway.Calls()
+	slices.Sort(calls)
+	if got := strings.Join(calls, " "); got != "delete delete/1 delete/1 delete/2 register register/1 register/1 register/2" {
+		t.Errorf("calls: %s", got)
+	}
+}
+
+// The app is told the visitor's address, from the moment on at which the Service asks for that, on the connection there is.
+func TestProxyProtocol(t *testing.T) {
+	w := newWorld(t)
+	port, _ := w.listen("app")
+	proxied := func(version string) gatewayapi.Assignment {
+		a := assignment("web", port)
+		a.ProxyProtocol = version
+		return a
+	}
+	w.start()
+	w.gateway.Assign(proxied(""))
+	edge := w.edge.Await(t)
+	forward := edge.AwaitForward(t)
+	// The app echoes what it is sent, the header first.
+	echoed := func(n int) string {
+		t.Helper()
+		channel := visit(t, edge, forward, "app")
+		defer func() { _ = channel.Close() }()
+		if _, err := io.WriteString(channel, "hello"); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, n+len("hello"))
+		if _, err := io.ReadFull(channel, got); err != nil {
+			t.Fatal(err)
+		}
+		return string(got)
+	}
+	if got := echoed(0); got != "hello" {
+		t.Errorf("without the protocol the app got %q", got)
+	}
+	w.gateway.Assign(proxied("v1"))
+	gatewaytest.Eventually(t, "v1 is used", func() bool { return strings.Contains(w.logs.String(), "to=v1") })
+	want := fmt.Sprintf("PROXY TCP4 192.0.2.7 127.0.0.1 50000 %d\r\n", port)
+	if got := echoed(len(want)); got != want+"hello" {
+		t.Errorf("the app got %q, want %q", got, want+"hello")
+	}
+	w.gateway.Assign(proxied("v2"))
+	gatewaytest.Eventually(t, "v2 is used", func() bool { return strings.Contains(w.logs.String(), "to=v2") })
+	if got := echoed(28); !strings.HasPrefix(got, "\r\n\r\n\x00\r\nQUIT\n\x21\x11") || !strings.Contains(got, "\xc0\x00\x02\x07\x7f\x00\x00\x01") || !strings.HasSuffix(got, "hello") {
+		t.Errorf("the app got %q", got)
+	}
+	if n := w.edge.Logins(); n != 1 {
+		t.Errorf("%d logins, want 1", n)
+	}
+}
+
 // A socket that comes back while its old tunnel still has a visitor waits for the old one's end: both are the same tunnel.
 func TestASocketThatComesBackWaitsForItsOldTunnel(t *testing.T) {
 	w := newWorld(t)

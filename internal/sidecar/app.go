@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"strconv"
 )
 
@@ -23,11 +24,15 @@ func (a podApp) dial(ctx context.Context, port int32) (*net.TCPConn, error) {
 	return app, nil
 }
 
-// check connects to a port of the pod and hangs up: an app that accepts counts as well.
-func (a podApp) check(ctx context.Context, port int32) error {
+// check connects to a port of the pod and hangs up: an app that accepts counts as well. An app that expects a header of the
+// PROXY protocol gets that of a check, since many log a connection without one as an error.
+func (a podApp) check(ctx context.Context, port int32, proxyProtocol string) error {
 	conn, err := a.dial(ctx, port)
 	if err != nil {
 		return err
+	}
+	if header := proxyHeader(proxyProtocol, netip.AddrPort{}, conn.RemoteAddr()); header != nil {
+		_, _ = conn.Write(header) // it has accepted; what it does next is not the question
 	}
 	return conn.Close()
 }

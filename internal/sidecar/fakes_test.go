@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/gatewayclient"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/tunnel"
 )
@@ -130,7 +131,7 @@ func (g *fakeGateway) registration(tunnelID, publicKey string) gatewayapi.Regist
 	}
 }
 
-func (g *fakeGateway) Register(_ context.Context, _, publicKey string) (gatewayapi.Registration, error) {
+func (g *fakeGateway) Register(_ context.Context, _ gatewayclient.Connection, publicKey string) (gatewayapi.Registration, error) {
 	if err := g.note("register"); err != nil {
 		return gatewayapi.Registration{}, err
 	}
@@ -141,21 +142,21 @@ func (g *fakeGateway) Register(_ context.Context, _, publicKey string) (gatewaya
 	return g.registration(id, publicKey), nil
 }
 
-func (g *fakeGateway) Renew(_ context.Context, _, tunnelID, publicKey string) (gatewayapi.Registration, error) {
+func (g *fakeGateway) Renew(_ context.Context, _ gatewayclient.Connection, tunnelID, publicKey string) (gatewayapi.Registration, error) {
 	if err := g.note("renew"); err != nil {
 		return gatewayapi.Registration{}, err
 	}
 	return g.registration(tunnelID, publicKey), nil
 }
 
-func (g *fakeGateway) Report(_ context.Context, _ string, report gatewayapi.StatusReport) error {
+func (g *fakeGateway) Report(_ context.Context, _ gatewayclient.Connection, report gatewayapi.StatusReport) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.reports = append(g.reports, report)
 	return nil
 }
 
-func (g *fakeGateway) Delete(ctx context.Context, _, _ string) error {
+func (g *fakeGateway) Delete(ctx context.Context, _ gatewayclient.Connection, _ string) error {
 	err := g.note("delete")
 	g.mu.Lock()
 	hang := g.hang
@@ -316,7 +317,7 @@ func newBench(t *testing.T) *bench {
 		dialApp: func(_ context.Context, port int32) (*net.TCPConn, error) {
 			return nil, fmt.Errorf("dialled port %d", port)
 		},
-		checkApp: func(context.Context, int32) error {
+		checkApp: func(context.Context, int32, string) error {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			b.checks = append(b.checks, time.Since(b.began))
@@ -328,7 +329,7 @@ func newBench(t *testing.T) *bench {
 		key: newKey(t), version: "test", clock: retry.System(), random: func() float64 { return b.random() },
 		metrics: b.metrics, logger: slog.New(slog.DiscardHandler), connected: func() {},
 	}
-	b.sup = newSupervisor(around, gatewayapi.Assignment{SocketID: "s1", SocketName: "k8s shop.web", Service: "web", Port: 8000})
+	b.sup = newSupervisor(around, gatewayapi.Assignment{SocketID: "s1", SocketName: "k8s shop.web", Service: "web", Port: 8000}, 0)
 	return b
 }
 

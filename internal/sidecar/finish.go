@@ -94,7 +94,7 @@ func (s *supervisor) deleteTunnel(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
-	if err := s.around.gateway.Delete(ctx, s.assignment.Load().SocketID, s.login.tunnelID); err != nil {
+	if err := s.around.gateway.Delete(ctx, s.connection, s.login.tunnelID); err != nil {
 		s.logger.Warn("the tunnel could not be deleted; the control plane does it when the pod is gone", "tunnel", s.login.tunnelID, "err", err)
 		return
 	}

@@ -1,5 +1,5 @@
 // Package sidecar is the agent beside an app: it takes from the gateway which sockets the pod serves, and keeps one
-// tunnel to the edge for each. It waits for the app, registers, connects, watches, drains, and tells how it is doing.
+// tunnel to the edge for each, or as many as it is told. It waits for the app, registers, connects, watches, drains, and tells how it is doing.
 //
 // It must not know Kubernetes or the Mysocket API: the gateway does. What an SSH connection is, it leaves to package tunnel.
 package sidecar
@@ -65,7 +65,7 @@ type Agent struct {
 	metrics *metrics
 
 	snapshots chan gatewayapi.Snapshot
-	ended     chan string // ids of sockets whose supervisor has ended
+	ended     chan gatewayclient.Connection // whose supervisor has ended
 	drains    chan chan<- []*supervisor
 	connected chan struct{}
 	finished  chan struct{} // closed when the main loop has ended
@@ -116,7 +116,7 @@ func New(cfg Config) (*Agent, error) {
 		gateway:   gateway,
 		metrics:   metrics,
 		snapshots: make(chan gatewayapi.Snapshot),
-		ended:     make(chan string),
+		ended:     make(chan gatewayclient.Connection),
 		drains:    make(chan chan<- []*supervisor),
 		connected: make(chan struct{}, 1),
 		finished:  make(chan struct{}),
@@ -179,7 +179,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // fleet is the state of the main loop, which alone touches it.
 type fleet struct {
-	supervisors  map[string]*supervisor
+	supervisors  map[gatewayclient.Connection]*supervisor
 	wanted       []gatewayapi.Assignment
 	haveSnapshot bool
 	draining     bool
@@ -190,7 +190,7 @@ type fleet struct {
 // loop owns the supervisors: it starts and ends them as the snapshots say.
 func (a *Agent) loop(ctx context.Context) {
 	defer close(a.finished)
-	f := &fleet{supervisors: make(map[string]*supervisor)}
+	f := &fleet{supervisors: make(map[gatewayclient.Connection]*supervisor)}
 	grace := a.cfg.Clock.NewTimer(a.cfg.ReadyGrace)
 	defer grace.Stop()
 	beat := a.cfg.Clock.NewTimer(beatEvery)
@@ -213,8 +213,8 @@ func (a *Agent) loop(ctx context.Context) {
 			f.wanted, f.haveSnapshot = snapshot.Assignments, true
 			a.metrics.assignments.Set(float64(len(f.wanted)))
 			a.reconcile(ctx, f)
-		case id := <-a.ended:
-			delete(f.supervisors, id)
+		case connection := <-a.ended:
+			delete(f.supervisors, connection)
 			if !f.draining {
 				a.reconcile(ctx, f)
 			}
@@ -239,30 +239,33 @@ func (a *Agent) loop(ctx context.Context) {
 	}
 }
 
-// reconcile makes the supervisors what is wanted. A socket that comes back while its old supervisor is still ending is
-// started when that is done: both use the same tunnel, and the old one deletes it.
+// reconcile makes the supervisors what is wanted: one for each connection of each socket. A connection that is wanted again
+// while its old supervisor is still ending is started when that is done: both use the same tunnel, and the old one deletes it.
 func (a *Agent) reconcile(ctx context.Context, f *fleet) {
-	wanted := make(map[string]bool, len(f.wanted))
+	wanted := make(map[gatewayclient.Connection]bool, len(f.wanted))
 	for _, assignment := range f.wanted {
-		wanted[assignment.SocketID] = true
-		if s, ok := f.supervisors[assignment.SocketID]; ok {
-			s.update(assignment)
-			continue
-		}
-		s := newSupervisor(a.around, assignment)
-		f.supervisors[assignment.SocketID] = s
-		s.logger.Info("socket assigned", "url", assignment.URL, "port", assignment.Port)
-		f.running.Go(func() {
-			s.run(ctx)
-			select {
-			case a.ended <- assignment.SocketID:
-			case <-ctx.Done():
+		for n := range max(1, assignment.Connections) {
+			connection := gatewayclient.Connection{SocketID: assignment.SocketID, Number: n}
+			wanted[connection] = true
+			if s, ok := f.supervisors[connection]; ok {
+				s.update(assignment)
+				continue
 			}
-		})
+			s := newSupervisor(a.around, assignment, n)
+			f.supervisors[connection] = s
+			s.logger.Info("socket assigned", "url", assignment.URL, "port", assignment.Port)
+			f.running.Go(func() {
+				s.run(ctx)
+				select {
+				case a.ended <- connection:
+				case <-ctx.Done():
+				}
+			})
+		}
 	}
-	for id, s := range f.supervisors {
-		if !wanted[id] && !s.retiring() {
-			s.logger.Info("socket no longer assigned; closing its tunnel")
+	for connection, s := range f.supervisors {
+		if !wanted[connection] && !s.retiring() {
+			s.logger.Info("connection no longer assigned; closing its tunnel")
 			s.retire()
 		}
 	}
@@ -276,8 +279,12 @@ func (a *Agent) judgeReadiness(f *fleet) {
 	}
 	connected := 0
 	for _, assignment := range f.wanted {
-		if s, ok := f.supervisors[assignment.SocketID]; ok && s.everWorked.Load() {
-			connected++
+		// One connection makes the socket reachable; the others add to it.
+		for n := range max(1, assignment.Connections) {
+			if s, ok := f.supervisors[gatewayclient.Connection{SocketID: assignment.SocketID, Number: n}]; ok && s.everWorked.Load() {
+				connected++
+				break
+			}
 		}
 	}
 	ready, why := readiness(f.haveSnapshot, f.graceOver, connected, len(f.wanted))

@@ -18,17 +18,17 @@ const statusAttempts = 5
 // statusReporter tells the gateway where a tunnel is, on its own goroutine: a gateway that is slow or away must not hold
 // up the tunnel. Of several reports that wait only the newest is sent.
 type statusReporter struct {
-	around   *surroundings
-	logger   *slog.Logger
-	socketID string
-	wake     chan struct{}
+	around     *surroundings
+	logger     *slog.Logger
+	connection gatewayclient.Connection
+	wake       chan struct{}
 
 	mu     sync.Mutex
 	latest gatewayapi.StatusReport
 }
 
-func newStatusReporter(around *surroundings, logger *slog.Logger, socketID string) *statusReporter {
-	return &statusReporter{around: around, logger: logger, socketID: socketID, wake: make(chan struct{}, 1)}
+func newStatusReporter(around *surroundings, logger *slog.Logger, connection gatewayclient.Connection) *statusReporter {
+	return &statusReporter{around: around, logger: logger, connection: connection, wake: make(chan struct{}, 1)}
 }
 
 // start begins to report. The function that it returns ends that and may be called more than once.
@@ -72,7 +72,7 @@ func (r *statusReporter) run(ctx context.Context) {
 			if now == sent {
 				break
 			}
-			err := r.around.gateway.Report(ctx, r.socketID, now)
+			err := r.around.gateway.Report(ctx, r.connection, now)
 			if err == nil {
 				sent = now
 				break

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,10 +41,10 @@ const (
 
 // gateway is what a supervisor asks of the gateway.
 type gateway interface {
-	Register(ctx context.Context, socketID, publicKey string) (gatewayapi.Registration, error)
-	Renew(ctx context.Context, socketID, tunnelID, publicKey string) (gatewayapi.Registration, error)
-	Report(ctx context.Context, socketID string, report gatewayapi.StatusReport) error
-	Delete(ctx context.Context, socketID, tunnelID string) error
+	Register(ctx context.Context, of gatewayclient.Connection, publicKey string) (gatewayapi.Registration, error)
+	Renew(ctx context.Context, of gatewayclient.Connection, tunnelID, publicKey string) (gatewayapi.Registration, error)
+	Report(ctx context.Context, of gatewayclient.Connection, report gatewayapi.StatusReport) error
+	Delete(ctx context.Context, of gatewayclient.Connection, tunnelID string) error
 }
 
 // edgeTunnel is what a supervisor does with a connected tunnel.
@@ -66,7 +67,7 @@ type surroundings struct {
 	connect func(context.Context, tunnel.Config) (edgeTunnel, error)
 	// dialApp connects a visitor to a port of the pod, and checkApp asks whether the app there is well.
 	dialApp  func(ctx context.Context, port int32) (*net.TCPConn, error)
-	checkApp func(ctx context.Context, port int32) error
+	checkApp func(ctx context.Context, port int32, proxyProtocol string) error
 
 	key     ssh.Signer
 	version string
@@ -88,6 +89,7 @@ type surroundings struct {
 type supervisor struct {
 	around     *surroundings
 	logger     *slog.Logger
+	connection gatewayclient.Connection
 	assignment atomic.Pointer[gatewayapi.Assignment]
 	backoff    retry.Backoff
 	status     *statusReporter
@@ -109,10 +111,16 @@ type supervisor struct {
 	retireAsked chan struct{}
 }
 
-func newSupervisor(around *surroundings, assignment gatewayapi.Assignment) *supervisor {
+// newSupervisor returns a supervisor of connection n of a socket.
+func newSupervisor(around *surroundings, assignment gatewayapi.Assignment, n int) *supervisor {
+	logger := around.logger.With("socket", assignment.SocketName, "service", assignment.Service)
+	if n > 0 {
+		logger = logger.With("connection", n)
+	}
 	s := &supervisor{
 		around:      around,
-		logger:      around.logger.With("socket", assignment.SocketName, "service", assignment.Service),
+		logger:      logger,
+		connection:  gatewayclient.Connection{SocketID: assignment.SocketID, Number: n},
 		backoff:     retry.Backoff{Min: backoffMin, Max: backoffMax, Sustained: sustained, Random: around.random},
 		withdrawn:   make(chan struct{}),
 		drained:     make(chan struct{}),
@@ -120,7 +128,7 @@ func newSupervisor(around *surroundings, assignment gatewayapi.Assignment) *supe
 		retireAsked: make(chan struct{}),
 	}
 	s.assignment.Store(&assignment)
-	s.status = newStatusReporter(around, s.logger, assignment.SocketID)
+	s.status = newStatusReporter(around, s.logger, s.connection)
 	return s
 }
 
@@ -129,6 +137,9 @@ func (s *supervisor) update(assignment gatewayapi.Assignment) {
 	old := s.assignment.Swap(&assignment)
 	if old.Port != assignment.Port {
 		s.logger.Info("the app's port changed; new connections use it", "from", old.Port, "to", assignment.Port)
+	}
+	if old.ProxyProtocol != assignment.ProxyProtocol {
+		s.logger.Info("the PROXY protocol changed; new connections use it", "from", old.ProxyProtocol, "to", assignment.ProxyProtocol)
 	}
 }
 
@@ -283,6 +294,9 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 		DialApp: func(ctx context.Context) (*net.TCPConn, error) {
 			return s.around.dialApp(ctx, s.assignment.Load().Port)
 		},
+		Preface: func(visitor netip.AddrPort, app *net.TCPConn) []byte {
+			return proxyHeader(s.assignment.Load().ProxyProtocol, visitor, app.RemoteAddr())
+		},
 		Clock:    s.around.clock,
 		Logger:   s.logger.With("tunnel", s.login.tunnelID),
 		Observer: s.around.metrics,
@@ -305,10 +319,9 @@ func (s *supervisor) ensureLogin(work context.Context) error {
 	if s.enter(gatewayapi.StateRegistering, s.message) {
 		s.logger.Info("asking the gateway for a tunnel or its certificate")
 	}
-	socketID := s.assignment.Load().SocketID
 	publicKey := authorizedKey(s.around.key.PublicKey())
 	if s.login != nil && s.loginRefused < refusalsBeforeNew {
-		registration, err := s.around.gateway.Renew(work, socketID, s.login.tunnelID, publicKey)
+		registration, err := s.around.gateway.Renew(work, s.connection, s.login.tunnelID, publicKey)
 		if err == nil {
 			return s.takeLogin(registration)
 		}
@@ -317,7 +330,7 @@ func (s *supervisor) ensureLogin(work context.Context) error {
 		}
 		s.logger.Info("the gateway no longer knows the tunnel; registering anew", "tunnel", s.login.tunnelID)
 	}
-	registration, err := s.around.gateway.Register(work, socketID, publicKey)
+	registration, err := s.around.gateway.Register(work, s.connection, publicKey)
 	if err != nil {
 		return err
 	}

@@ -64,7 +64,8 @@ func (s *supervisor) waitForApp(ctx context.Context) bool {
 func (s *supervisor) checkApp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	return s.around.checkApp(ctx, s.assignment.Load().Port)
+	assignment := s.assignment.Load()
+	return s.around.checkApp(ctx, assignment.Port, assignment.ProxyProtocol)
 }
 
 // watch looks after a connected tunnel until it ends or is to end, and says why. An app that stops answering takes its

@@ -108,6 +108,10 @@ func ParseSnapshot(line []byte) (gatewayapi.Snapshot, error) {
 			return gatewayapi.Snapshot{}, fmt.Errorf("the gateway sent socket %s twice", assignment.SocketID)
 		case assignment.Port < 1 || assignment.Port > 65535:
 			return gatewayapi.Snapshot{}, fmt.Errorf("the gateway sent port %d for socket %s; a port is 1 to 65535", assignment.Port, assignment.SocketID)
+		case assignment.Connections < 0 || assignment.Connections > gatewayapi.MaxConnections:
+			return gatewayapi.Snapshot{}, fmt.Errorf("the gateway sent %d connections for socket %s; allowed are 1 to %d", assignment.Connections, assignment.SocketID, gatewayapi.MaxConnections)
+		case assignment.ProxyProtocol != "" && assignment.ProxyProtocol != gatewayapi.ProxyV1 && assignment.ProxyProtocol != gatewayapi.ProxyV2:
+			return gatewayapi.Snapshot{}, fmt.Errorf("the gateway sent the PROXY protocol version %.16q for socket %s; allowed are v1, v2 and none", assignment.ProxyProtocol, assignment.SocketID)
 		case len(assignment.SocketName) > maxNameBytes || len(assignment.Service) > maxNameBytes || len(assignment.URL) > maxNameBytes:
 			return gatewayapi.Snapshot{}, fmt.Errorf("the gateway sent names of more than %d bytes for socket %s", maxNameBytes, assignment.SocketID)
 		}

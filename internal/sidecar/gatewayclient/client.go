@@ -174,37 +174,44 @@ func RetryAfter(err error) time.Duration {
 	return 0
 }
 
-// Register makes, or finds, this pod's tunnel of a socket and gets a certificate for the public key.
-func (c *Client) Register(ctx context.Context, socketID, publicKey string) (gatewayapi.Registration, error) {
-	return c.registration(ctx, "register the tunnel", "register", []string{socketID, "tunnels"}, publicKey)
+// Connection names one of the connections that the pod keeps for a socket.
+type Connection struct {
+	SocketID string
+	// Number is 0 for the first.
+	Number int
+}
+
+// Register makes, or finds, this pod's tunnel of a connection and gets a certificate for the public key.
+func (c *Client) Register(ctx context.Context, of Connection, publicKey string) (gatewayapi.Registration, error) {
+	return c.registration(ctx, "register the tunnel", "register", of, []string{"tunnels"}, publicKey)
 }
 
 // Renew gets a new certificate for a tunnel.
-func (c *Client) Renew(ctx context.Context, socketID, tunnelID, publicKey string) (gatewayapi.Registration, error) {
-	return c.registration(ctx, "renew the certificate", "renew", []string{socketID, "tunnels", tunnelID, "certificate"}, publicKey)
+func (c *Client) Renew(ctx context.Context, of Connection, tunnelID, publicKey string) (gatewayapi.Registration, error) {
+	return c.registration(ctx, "renew the certificate", "renew", of, []string{"tunnels", tunnelID, "certificate"}, publicKey)
 }
 
-func (c *Client) registration(ctx context.Context, operation, name string, path []string, publicKey string) (gatewayapi.Registration, error) {
+func (c *Client) registration(ctx context.Context, operation, name string, of Connection, path []string, publicKey string) (gatewayapi.Registration, error) {
 	var registration gatewayapi.Registration
-	err := c.call(ctx, operation, name, http.MethodPost, path, gatewayapi.RegisterRequest{PublicKey: publicKey}, &registration)
+	err := c.call(ctx, operation, name, http.MethodPost, of, path, gatewayapi.RegisterRequest{PublicKey: publicKey}, &registration)
 	return registration, err
 }
 
-// Report tells the gateway where the pod's tunnel of a socket is.
-func (c *Client) Report(ctx context.Context, socketID string, report gatewayapi.StatusReport) error {
-	return c.call(ctx, "take the tunnel's status", "report", http.MethodPut, []string{socketID, "status"}, report, nil)
+// Report tells the gateway where the pod's tunnel of a connection is.
+func (c *Client) Report(ctx context.Context, of Connection, report gatewayapi.StatusReport) error {
+	return c.call(ctx, "take the tunnel's status", "report", http.MethodPut, of, []string{"status"}, report, nil)
 }
 
 // Delete deletes a tunnel. Deleting what is gone is no error.
-func (c *Client) Delete(ctx context.Context, socketID, tunnelID string) error {
-	err := c.call(ctx, "delete the tunnel", "delete", http.MethodDelete, []string{socketID, "tunnels", tunnelID}, nil, nil)
+func (c *Client) Delete(ctx context.Context, of Connection, tunnelID string) error {
+	err := c.call(ctx, "delete the tunnel", "delete", http.MethodDelete, of, []string{"tunnels", tunnelID}, nil, nil)
 	if IsNotFound(err) {
 		return nil
 	}
 	return err
 }
 
-func (c *Client) call(ctx context.Context, operation, name, method string, path []string, in, out any) error {
+func (c *Client) call(ctx context.Context, operation, name, method string, of Connection, path []string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var body []byte
@@ -214,12 +221,12 @@ func (c *Client) call(ctx context.Context, operation, name, method string, path 
 			return fmt.Errorf("%s: %w", operation, err)
 		}
 	}
-	target := gatewayapi.SocketsPath
-	for i, part := range path {
-		if i > 0 {
-			target += "/"
-		}
-		target += url.PathEscape(part)
+	target := gatewayapi.SocketsPath + url.PathEscape(of.SocketID)
+	for _, part := range path {
+		target += "/" + url.PathEscape(part)
+	}
+	if of.Number > 0 {
+		target += "?" + gatewayapi.ConnectionParameter + "=" + strconv.Itoa(of.Number)
 	}
 	response, err := c.send(ctx, operation, name, method, target, body)
 	if err != nil {

@@ -72,29 +72,46 @@ func TestNewRefusesAddressesThatAreNone(t *testing.T) {
 	}
 }
 
+// first is the first connection of the tests' socket.
+var first = gatewayclient.Connection{SocketID: socketID}
+
 func TestCallsAreWhatTheContractSays(t *testing.T) {
 	var got []string
 	s := start(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		got = append(got, r.Method+" "+r.URL.Path+" "+r.Header.Get("Authorization")+" "+string(body))
+		got = append(got, r.Method+" "+r.URL.RequestURI()+" "+r.Header.Get("Authorization")+" "+string(body))
 		if r.Method == http.MethodPost {
 			_ = json.NewEncoder(w).Encode(gatewayapi.Registration{TunnelID: "t1"})
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
-	if r, err := s.client.Register(t.Context(), socketID, "key"); err != nil || r.TunnelID != "t1" {
+	if r, err := s.client.Register(t.Context(), first, "key"); err != nil || r.TunnelID != "t1" {
 		t.Errorf("register: %+v, %v", r, err)
 	}
 	// The kubelet has rotated the token.
 	write(t, s.cfg.TokenFile, "second-token")
-	if _, err := s.client.Renew(t.Context(), socketID, "t1", "key"); err != nil {
+	if _, err := s.client.Renew(t.Context(), first, "t1", "key"); err != nil {
 		t.Error(err)
 	}
-	if err := s.client.Report(t.Context(), socketID, gatewayapi.StatusReport{State: gatewayapi.StateConnected}); err != nil {
+	if err := s.client.Report(t.Context(), first, gatewayapi.StatusReport{State: gatewayapi.StateConnected}); err != nil {
 		t.Error(err)
 	}
-	if err := s.client.Delete(t.Context(), socketID, "t1"); err != nil {
+	if err := s.client.Delete(t.Context(), first, "t1"); err != nil {
+		t.Error(err)
+	}
+	// A further connection of the same socket.
+	third := gatewayclient.Connection{SocketID: socketID, Number: 2}
+	if _, err := s.client.Register(t.Context(), third, "key"); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.client.Renew(t.Context(), third, "t1", "key"); err != nil {
+		t.Error(err)
+	}
+	if err := s.client.Report(t.Context(), third, gatewayapi.StatusReport{State: gatewayapi.StateConnected}); err != nil {
+		t.Error(err)
+	}
+	if err := s.client.Delete(t.Context(), third, "t1"); err != nil {
 		t.Error(err)
 	}
 	want := []string{
@@ -102,6 +119,10 @@ func TestCallsAreWhatTheContractSays(t *testing.T) {
 		"POST /v1/sockets/" + socketID + `/tunnels/t1/certificate Bearer second-token {"publicKey":"key"}`,
 		"PUT /v1/sockets/" + socketID + `/status Bearer second-token {"state":"Connected"}`,
 		"DELETE /v1/sockets/" + socketID + "/tunnels/t1 Bearer second-token ",
+		"POST /v1/sockets/" + socketID + `/tunnels?connection=2 Bearer second-token {"publicKey":"key"}`,
+		"POST /v1/sockets/" + socketID + `/tunnels/t1/certificate?connection=2 Bearer second-token {"publicKey":"key"}`,
+		"PUT /v1/sockets/" + socketID + `/status?connection=2 Bearer second-token {"state":"Connected"}`,
+		"DELETE /v1/sockets/" + socketID + "/tunnels/t1?connection=2 Bearer second-token ",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
@@ -135,7 +156,7 @@ func TestRefusals(t *testing.T) {
 			})
 			s.cfg.Clock = clocktest.New(time.Unix(1_000_000, 0))
 			s.open(t)
-			_, err := s.client.Register(t.Context(), socketID, "key")
+			_, err := s.client.Register(t.Context(), first, "key")
 			refused, ok := errors.AsType[*gatewayclient.RefusedError](err)
 			if !ok || refused.Status != test.status || !strings.Contains(err.Error(), test.says) {
 				t.Fatalf("got %v", err)
@@ -149,10 +170,10 @@ func TestRefusals(t *testing.T) {
 
 func TestDeletingWhatIsGoneIsNoError(t *testing.T) {
 	s := start(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
-	if err := s.client.Delete(t.Context(), socketID, "t1"); err != nil {
+	if err := s.client.Delete(t.Context(), first, "t1"); err != nil {
 		t.Error(err)
 	}
-	if _, err := s.client.Renew(t.Context(), socketID, "t1", "key"); !gatewayclient.IsNotFound(err) {
+	if _, err := s.client.Renew(t.Context(), first, "t1", "key"); !gatewayclient.IsNotFound(err) {
 		t.Errorf("got %v, want not found", err)
 	}
 }
@@ -165,7 +186,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	s := start(t, func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, elsewhere.URL, http.StatusTemporaryRedirect)
 	})
-	if _, err := s.client.Register(t.Context(), socketID, "key"); err == nil {
+	if _, err := s.client.Register(t.Context(), first, "key"); err == nil {
 		t.Error("a redirect was taken for an answer")
 	}
 }
@@ -179,16 +200,16 @@ func TestTheCAIsReadWheneverItIsUsed(t *testing.T) {
 	if err := os.Remove(s.cfg.CAFile); err != nil {
 		t.Fatal(err)
 	}
-	err = s.client.Delete(t.Context(), socketID, "t1")
+	err = s.client.Delete(t.Context(), first, "t1")
 	if _, ok := errors.AsType[*gatewayclient.CAMissingError](err); !ok || s.client.CAAvailable() {
 		t.Fatalf("without a bundle: got %v, want that it is missing", err)
 	}
 	write(t, s.cfg.CAFile, "no certificate")
-	if err := s.client.Delete(t.Context(), socketID, "t1"); err == nil || !strings.Contains(err.Error(), "holds no PEM certificate") {
+	if err := s.client.Delete(t.Context(), first, "t1"); err == nil || !strings.Contains(err.Error(), "holds no PEM certificate") {
 		t.Errorf("with a broken bundle: got %v", err)
 	}
 	write(t, s.cfg.CAFile, string(bundle))
-	if err := s.client.Delete(t.Context(), socketID, "t1"); err != nil {
+	if err := s.client.Delete(t.Context(), first, "t1"); err != nil {
 		t.Errorf("with the right bundle: %v", err)
 	}
 }
@@ -197,7 +218,7 @@ func TestAnotherCAIsNotTrusted(t *testing.T) {
 	s := start(t, func(http.ResponseWriter, *http.Request) { t.Error("the token was sent to who is not trusted") })
 	s.server.Config.ErrorLog = nil
 	write(t, s.cfg.CAFile, otherCA)
-	if err := s.client.Delete(t.Context(), socketID, "t1"); err == nil || !strings.Contains(err.Error(), "certificate") {
+	if err := s.client.Delete(t.Context(), first, "t1"); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("got %v, want a certificate error", err)
 	}
 }
@@ -206,12 +227,12 @@ func TestATokenFileWithoutAToken(t *testing.T) {
 	s := start(t, func(http.ResponseWriter, *http.Request) { t.Error("a call was made without a token") })
 	for _, content := range []string{"", "  \n", "two words"} {
 		write(t, s.cfg.TokenFile, content)
-		if err := s.client.Delete(t.Context(), socketID, "t1"); err == nil || strings.Contains(err.Error(), "two words") {
+		if err := s.client.Delete(t.Context(), first, "t1"); err == nil || strings.Contains(err.Error(), "two words") {
 			t.Errorf("%q: got %v, want an error without the content", content, err)
 		}
 	}
 	_ = os.Remove(s.cfg.TokenFile)
-	if err := s.client.Delete(t.Context(), socketID, "t1"); err == nil || !strings.Contains(err.Error(), s.cfg.TokenFile) {
+	if err := s.client.Delete(t.Context(), first, "t1"); err == nil || !strings.Contains(err.Error(), s.cfg.TokenFile) {
 		t.Errorf("got %v, want an error that names the file", err)
 	}
 }
@@ -220,7 +241,7 @@ func TestAnOversizedAnswerIsRefused(t *testing.T) {
 	s := start(t, func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, `{"tunnelID":"`+strings.Repeat("x", gatewayapi.MaxBodyBytes)+`"}`)
 	})
-	if _, err := s.client.Register(t.Context(), socketID, "key"); err == nil || !strings.Contains(err.Error(), "larger than") {
+	if _, err := s.client.Register(t.Context(), first, "key"); err == nil || !strings.Contains(err.Error(), "larger than") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -314,14 +335,17 @@ func TestParseSnapshotRefusesWhatIsWrong(t *testing.T) {
 		many[i] = assignment(fmt.Sprintf("s%d", i), 80)
 	}
 	for name, list := range map[string]string{
-		"no port":        assignment("s1", 0),
-		"a large port":   assignment("s1", 65536),
-		"an id of dots":  assignment("..", 80),
-		"a path":         assignment("a/b", 80),
-		"no id":          assignment("", 80),
-		"twice the same": assignment("s1", 80) + "," + assignment("s1", 81),
-		"too many":       strings.Join(many, ","),
-		"a long name":    `{"socketID":"s1","port":80,"socketName":"` + strings.Repeat("x", 513) + `"}`,
+		"no port":                assignment("s1", 0),
+		"a large port":           assignment("s1", 65536),
+		"an id of dots":          assignment("..", 80),
+		"a path":                 assignment("a/b", 80),
+		"no id":                  assignment("", 80),
+		"twice the same":         assignment("s1", 80) + "," + assignment("s1", 81),
+		"too many":               strings.Join(many, ","),
+		"too many connections":   `{"socketID":"s1","port":80,"connections":5}`,
+		"fewer than none":        `{"socketID":"s1","port":80,"connections":-1}`,
+		"another PROXY protocol": `{"socketID":"s1","port":80,"proxyProtocol":"v3"}`,
+		"a long name":            `{"socketID":"s1","port":80,"socketName":"` + strings.Repeat("x", 513) + `"}`,
 	} {
 		if _, err := gatewayclient.ParseSnapshot([]byte(`{"assignments":[` + list + `]}`)); err == nil {
 			t.Errorf("%s was let through", name)

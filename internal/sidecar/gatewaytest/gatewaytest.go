@@ -105,7 +105,8 @@ func (g *Gateway) Assign(assignments ...gatewayapi.Assignment) {
 // Disconnect breaks all connections with the gateway.
 func (g *Gateway) Disconnect() { g.server.CloseClientConnections() }
 
-// Calls returns the calls so far, without the stream and the reports: "register", "renew", "delete".
+// Calls returns the calls so far, without the stream and the reports: "register", "renew", "delete", or "register/1" of a
+// further connection.
 func (g *Gateway) Calls() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -119,7 +120,10 @@ func (g *Gateway) Reports() []gatewayapi.StatusReport {
 	return slices.Clone(g.reports)
 }
 
-func (g *Gateway) note(call string) {
+func (g *Gateway) note(call string, r *http.Request) {
+	if n := r.URL.Query().Get(gatewayapi.ConnectionParameter); n != "" {
+		call += "/" + n
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.calls = append(g.calls, call)
@@ -155,7 +159,7 @@ func (g *Gateway) register(w http.ResponseWriter, r *http.Request) {
 	if r.PathValue("tunnel") != "" {
 		call = "renew"
 	}
-	g.note(call)
+	g.note(call, r)
 	var request gatewayapi.RegisterRequest
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, gatewayapi.MaxBodyBytes)).Decode(&request); err != nil {
 		refuse(w, http.StatusBadRequest, gatewayapi.ReasonInvalid, err.Error())
@@ -182,7 +186,7 @@ func (g *Gateway) report(w http.ResponseWriter, r *http.Request) {
 }
 
 func (g *Gateway) remove(w http.ResponseWriter, r *http.Request) {
-	g.note("delete")
+	g.note("delete", r)
 	if err := g.backend.Delete(r.Context(), r.PathValue("socket"), r.PathValue("tunnel")); err != nil {
 		refuse(w, http.StatusBadGateway, gatewayapi.ReasonUpstream, err.Error())
 		return

@@ -79,6 +79,14 @@ func (t *Tunnel) serve(channel ssh.NewChannel) {
 		return
 	}
 	defer func() { _ = app.Close() }()
+	if t.cfg.Preface != nil {
+		if err := t.sendPreface(channel.ExtraData(), app); err != nil {
+			t.cfg.Observer.DialFailed(DialOther)
+			t.logger.Debug("the app did not take a visitor", "reason", DialOther, "err", err)
+			_ = channel.Reject(ssh.ConnectionFailed, err.Error())
+			return
+		}
+	}
 	t.lastDial.Store(t.cfg.Clock.Now().UnixNano())
 	accepted, requests, err := channel.Accept()
 	if err != nil {
@@ -94,6 +102,18 @@ func (t *Tunnel) serve(channel ssh.NewChannel) {
 		observer: t.cfg.Observer,
 		buffers:  &t.buffers,
 	}).run(t.ctx)
+}
+
+// sendPreface sends what the app is to read before the visitor's own bytes.
+func (t *Tunnel) sendPreface(payload []byte, app *net.TCPConn) error {
+	v, err := parseVisitor(payload)
+	if err != nil {
+		return err // it was read once already
+	}
+	if _, err := app.Write(t.cfg.Preface(v.origin(), app)); err != nil {
+		return fmt.Errorf("the app hung up at once: %w", err)
+	}
+	return nil
 }
 
 var errBusy = fmt.Errorf("%d other visitors wait for the app already", maxDials)

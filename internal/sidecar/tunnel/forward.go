@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -140,6 +141,15 @@ func parseVisitor(payload []byte) (visitor, error) {
 		return visitor{}, fmt.Errorf("the ports of forwarded-tcpip are %d and %d; allowed are 1 to 65535", v.Port, v.OriginPort)
 	}
 	return v, nil
+}
+
+// origin returns the visitor's address; an invalid one when the edge did not name an IP address.
+func (v visitor) origin() netip.AddrPort {
+	ip, err := netip.ParseAddr(v.OriginHost)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(ip.Unmap().WithZone(""), uint16(v.OriginPort)) //nolint:gosec // parseVisitor checked the range
 }
 
 // matches tells whether a visitor belongs to the forward. While the answer to port 0 is on its way any port may be the

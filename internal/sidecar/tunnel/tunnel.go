@@ -9,6 +9,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,9 @@ type Config struct {
 
 	// DialApp opens a connection to the app for one visitor. Its context ends after DialTimeout.
 	DialApp func(context.Context) (*net.TCPConn, error)
+	// Preface, when set, returns what the app is sent before a visitor's own bytes; nil for nothing. It must be small
+	// enough to fit into a new connection's buffer. visitor is invalid when the edge named no IP address.
+	Preface func(visitor netip.AddrPort, app *net.TCPConn) []byte
 
 	Clock    retry.Clock
 	Logger   *slog.Logger
