@@ -179,6 +179,12 @@ func (l *Lab) Install(ctx context.Context, values ...string) error {
 				return err
 			}
 		}
+		// Helm installs the chart's CRDs once and never upgrades them.
+		crds := l.Kubectl(ctx, "apply", "--server-side", "--force-conflicts", "-f", "charts/mysocket-injector/crds")
+		crds.Dir = l.Root
+		if err := run(crds); err != nil {
+			return err
+		}
 		cmd := l.Helm(ctx, args...)
 		cmd.Dir = l.Root
 		return run(cmd)
