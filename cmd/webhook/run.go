@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -213,16 +214,28 @@ func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, ap
 	if err := changes.Watch(ctx, mgr.GetCache()); err != nil {
 		return err
 	}
-	server := gateway.New(gateway.Config{
+	// When a replica ends, the sidecars of half the cluster come to the other one at once.
+	forReviews := rest.CopyConfig(mgr.GetConfig())
+	forReviews.RateLimiter, forReviews.QPS, forReviews.Burst = nil, 300, 600
+	reviews, err := client.New(forReviews, client.Options{Scheme: mgr.GetScheme()})
+	if err != nil {
+		return fmt.Errorf("connect to the cluster: %w", err)
+	}
+	server, err := gateway.New(gateway.Config{
 		Cache:        mgr.GetClient(),
 		Live:         live,
+		Reviews:      reviews,
 		API:          api,
 		Changes:      changes,
 		Cluster:      o.clusterName,
 		EdgeAddress:  o.sshAddress,
 		EdgeHostKeys: o.hostKeys,
 		Log:          log.With("component", "gateway"),
+		Registerer:   metrics.Registry,
 	})
+	if err != nil {
+		return err
+	}
 	return mgr.Add(onEveryReplica(func(ctx context.Context) error {
 		_ = certificates.Wait(ctx) // fails only when we are told to stop before we began; Serve then ends at once
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort("", strconv.Itoa(o.gatewayPort)))

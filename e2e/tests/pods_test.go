@@ -33,6 +33,7 @@ func TestSideBySide(t *testing.T) {
 		{"Order", testOrder},
 		{"Restricted", testRestricted},
 		{"GatewayAuthorization", testGatewayAuthorization},
+		{"GatewayLimits", testGatewayLimits},
 		{"Connections", testConnections},
 		{"Guards", testGuards},
 		{"ProtectedSecret", testProtectedSecret},

@@ -1,15 +1,11 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
-	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 	corev1 "k8s.io/api/core/v1"
@@ -22,16 +18,28 @@ import (
 // maxURL bounds what is passed on of an annotation that is only shown.
 const maxURL = 512
 
-// assign works out what a pod serves: the enabled, valid Services of its namespace that select it and have a socket, which
-// is guarded as they ask for.
-// It does no I/O. The result is ordered by the Service's name and holds at most gatewayapi.MaxAssignments.
-func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewayapi.Assignment {
-	out := []gatewayapi.Assignment{}
+// offers are what the Services of one namespace ask their pods to serve, worked out once for all pods and found by one
+// of the labels that they select: a change of one Service of thousands concerns thousands of streams. It never changes.
+type offers map[label][]offer
+
+type label struct{ key, value string }
+
+// offer is an enabled, valid Service that has a socket, which is guarded as it asks for. The assignment lacks the port,
+// which the pod decides.
+type offer struct {
+	assignment gatewayapi.Assignment
+	port       corev1.ServicePort
+	selector   map[string]string
+}
+
+// newOffers does no I/O.
+func newOffers(services []corev1.Service, cluster string) offers {
+	out := offers{}
 	for i := range services {
 		svc := &services[i]
 		id := svc.Annotations[annotations.SocketID]
 		// An id that is none (the annotations are the user's) would spoil the whole snapshot for the sidecar.
-		if !validID(id) || svc.DeletionTimestamp != nil || !annotations.IsEnabled(svc) || !annotations.Selects(svc, pod.Labels) {
+		if !validID(id) || svc.DeletionTimestamp != nil || !annotations.IsEnabled(svc) {
 			continue
 		}
 		spec, err := annotations.Parse(svc, cluster)
@@ -41,24 +49,58 @@ func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewa
 		if !spec.Guarded(svc) {
 			continue // the socket lets everybody in as yet, and its owner wants otherwise
 		}
-		port, err := annotations.TargetPort(spec.ServicePort, &pod.Spec)
-		if err != nil {
-			continue // likewise
-		}
 		url := svc.Annotations[annotations.URL]
 		if len(url) > maxURL {
 			url = ""
 		}
-		out = append(out, gatewayapi.Assignment{
-			SocketID:        id,
-			SocketName:      spec.SocketName,
-			Service:         svc.Name,
-			URL:             url,
-			Port:            port,
-			PublishNotReady: spec.PublishNotReady,
-			Connections:     spec.Connections,
-			ProxyProtocol:   spec.ProxyProtocol,
-		})
+		for key, value := range svc.Spec.Selector { // any one of them
+			by := label{key, value}
+			out[by] = append(out[by], offer{
+				assignment: gatewayapi.Assignment{
+					SocketID:        id,
+					SocketName:      spec.SocketName,
+					Service:         svc.Name,
+					URL:             url,
+					PublishNotReady: spec.PublishNotReady,
+					Connections:     spec.Connections,
+					ProxyProtocol:   spec.ProxyProtocol,
+				},
+				port:     spec.ServicePort,
+				selector: svc.Spec.Selector,
+			})
+			break
+		}
+	}
+	return out
+}
+
+func (o *offer) selects(labels map[string]string) bool {
+	for key, value := range o.selector {
+		if got, ok := labels[key]; !ok || got != value {
+			return false
+		}
+	}
+	return true
+}
+
+// assign works out what a pod serves: the offers of its namespace that select it. The result is ordered by the Service's
+// name and holds at most gatewayapi.MaxAssignments.
+func (o offers) assign(pod *corev1.Pod) []gatewayapi.Assignment {
+	out := []gatewayapi.Assignment{}
+	for key, value := range pod.Labels {
+		list := o[label{key, value}]
+		for i := range list {
+			if !list[i].selects(pod.Labels) {
+				continue
+			}
+			port, err := annotations.TargetPort(list[i].port, &pod.Spec)
+			if err != nil {
+				continue // the Service's condition says so
+			}
+			a := list[i].assignment
+			a.Port = port
+			out = append(out, a)
+		}
 	}
 	slices.SortFunc(out, func(a, b gatewayapi.Assignment) int { return strings.Compare(a.Service, b.Service) })
 	// Two Services can't have one socket, but annotations are the user's: the first in order keeps it.
@@ -75,68 +117,18 @@ func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewa
 func validID(id string) bool { return len(id) == 36 && uuid.Validate(id) == nil }
 
 func (s *Server) assignedTo(ctx context.Context, pod *corev1.Pod) ([]gatewayapi.Assignment, error) {
-	var services corev1.ServiceList
-	if err := s.Cache.List(ctx, &services, client.InNamespace(pod.Namespace), client.UnsafeDisableDeepCopy); err != nil {
-		return nil, fmt.Errorf("list the Services of %s: %w", pod.Namespace, err)
-	}
-	return assign(services.Items, pod, s.Cluster), nil
-}
-
-// assignments streams snapshots: the present one at once, then a new one whenever it differs.
-func (s *Server) assignments(w http.ResponseWriter, r *http.Request, caller identity) {
-	ctx, cancel := context.WithTimeout(r.Context(), maxStreamAge-rand.N(maxStreamAge/4)) //nolint:gosec // jitter, no secret
-	defer cancel()
-	changed, stop := s.Changes.subscribe(caller)
-	if stop == nil {
-		s.fail(w, r, caller, &refusal{http.StatusTooManyRequests, gatewayapi.ReasonTooMany, fmt.Sprintf("pod %s has %d assignment streams open already", caller, maxStreams), gatewayapi.Heartbeat})
-		return
-	}
-	defer stop()
-	rc := http.NewResponseController(w)
-	heartbeat := time.NewTicker(gatewayapi.Heartbeat)
-	defer heartbeat.Stop()
-
-	write := func(line []byte) bool {
-		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
-		if _, err := w.Write(append(line, '\n')); err != nil { //nolint:gosec // JSON for a program, not a page
-			return false
+	o, err := s.Changes.offersOf(pod.Namespace, func() (offers, error) {
+		var services corev1.ServiceList
+		// Not the request's context: others wait for the result.
+		if err := s.Cache.List(context.WithoutCancel(ctx), &services, client.InNamespace(pod.Namespace), client.UnsafeDisableDeepCopy); err != nil {
+			return nil, fmt.Errorf("list the Services of %s: %w", pod.Namespace, err)
 		}
-		return rc.Flush() == nil
+		return newOffers(services.Items, s.Cluster), nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	var last []byte
-	for {
-		line, err := s.snapshot(ctx, caller)
-		switch {
-		case err != nil && last == nil:
-			s.fail(w, r, caller, err)
-			return
-		case err != nil:
-			s.Log.Debug("assignment stream ends", "pod", caller.String(), "err", err)
-			return
-		case last == nil:
-			w.Header().Set("Content-Type", "application/x-ndjson")
-		}
-		if !bytes.Equal(line, last) {
-			if !write(slices.Clone(line)) {
-				return
-			}
-			last = line
-		}
-		for waiting := true; waiting; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-s.ending.Done():
-				return
-			case <-heartbeat.C:
-				if !write(nil) {
-					return
-				}
-			case <-changed:
-				waiting = false
-			}
-		}
-	}
+	return o.assign(pod), nil
 }
 
 func (s *Server) snapshot(ctx context.Context, caller identity) ([]byte, error) {

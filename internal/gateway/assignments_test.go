@@ -28,6 +28,10 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
 )
 
+func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewayapi.Assignment {
+	return newOffers(services, cluster).assign(pod)
+}
+
 func TestAssign(t *testing.T) {
 	id := func(n int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", n) }
 	service := func(name string, n int, change func(*corev1.Service)) corev1.Service {
@@ -378,13 +382,15 @@ func TestServe(t *testing.T) {
 }
 
 func TestServeFails(t *testing.T) {
-	s := New(Config{Changes: &Changes{}})
+	s, err := New(Config{Changes: &Changes{}, Log: discard()})
+	if err != nil {
+		t.Fatal(err)
+	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = listener.Close()
-	s.Log = discard()
 	if err := s.Serve(t.Context(), listener, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }}); err == nil {
 		t.Error("no error on a closed listener")
 	}

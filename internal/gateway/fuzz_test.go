@@ -105,8 +105,10 @@ func FuzzRequests(f *testing.F) {
 			return // the stream does not end by itself
 		}
 		w := &world{t: t}
-		s := New(Config{Cache: w, Live: w, API: worldAPI{}, Changes: &Changes{}, EdgeAddress: "edge:22", EdgeHostKeys: []string{key}, Log: discard()})
-		defer s.endStreams()
+		s, err := New(Config{Cache: w, Live: w, API: worldAPI{}, Changes: &Changes{}, EdgeAddress: "edge:22", EdgeHostKeys: []string{key}, Log: discard()})
+		if err != nil {
+			t.Fatal(err)
+		}
 		r := &http.Request{Method: method, URL: target, Header: http.Header{"Authorization": {authorization}}, Body: http.NoBody, Host: "gateway", RequestURI: path, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 		if body != "" {
 			r = httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))

@@ -16,19 +16,11 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
-)
-
-const (
-	// requestTimeout bounds everything but the assignment stream. A registration makes up to four calls to the Mysocket API.
-	requestTimeout = 30 * time.Second
-	// writeTimeout bounds one write on an assignment stream, so that a peer that reads nothing is let go.
-	writeTimeout = 10 * time.Second
-	// maxStreamAge ends a stream so that its token is reviewed again; the projected token lives an hour.
-	maxStreamAge = 30 * time.Minute
 )
 
 // MysocketAPI is what the gateway needs of the Mysocket API; *mysocket.Client has it.
@@ -45,8 +37,11 @@ type Config struct {
 	// Cache reads Services and pods from the informers. Live reads and writes the API server directly.
 	Cache client.Reader
 	Live  client.Client
-	API   MysocketAPI
-	// Changes tells which namespaces' assignments may have changed.
+	// Reviews makes the token reviews; Live does when it is nil. With a rate limit of its own, strangers can't use up that
+	// of Live.
+	Reviews client.Writer
+	API     MysocketAPI
+	// Changes tells which namespaces' assignments may have changed. It must watch the informers behind Cache.
 	Changes *Changes
 	// Cluster is the cluster's name in socket names; may be empty.
 	Cluster string
@@ -56,60 +51,89 @@ type Config struct {
 	// signing answer is used, which came over the API's TLS.
 	EdgeHostKeys []string
 	Log          *slog.Logger
+	// Registerer gets the metrics; there are none when it is nil.
+	Registerer prometheus.Registerer
 }
 
 // Server answers sidecars. It is an http.Handler; Serve runs it with the time limits it needs.
 type Server struct {
 	Config
-	mux http.Handler
-	// ending ends the streams when Serve ends.
-	ending     context.Context //nolint:containedctx // of the server, not of a request
-	endStreams context.CancelFunc
+	limits     limits
+	now        func() time.Time
+	handler    http.Handler
+	metrics    *metrics
+	reviews    *reviews
+	allowances map[kind]*buckets[string] // by a pod's UID
+	failing    *buckets[source]
+	streams    *streams
 }
 
-// New returns a server.
-func New(cfg Config) *Server {
-	s := &Server{Config: cfg}
-	s.ending, s.endStreams = context.WithCancel(context.Background())
-	mux := http.NewServeMux()
-	mux.Handle("GET "+gatewayapi.AssignmentsPath, s.authenticated(s.assignments))
-	for pattern, h := range map[string]handler{
-		"POST " + gatewayapi.SocketsPath + "{socket}/tunnels":                      s.register,
-		"POST " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}/certificate": s.renew,
-		"PUT " + gatewayapi.SocketsPath + "{socket}/status":                        s.report,
-		"DELETE " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}":           s.withdraw,
-	} {
-		mux.Handle(pattern, s.authenticated(s.limited(h)))
+// New returns a server, or an error when a metric can't be registered.
+func New(cfg Config) (*Server, error) { return newServer(cfg, defaultLimits(), time.Now) }
+
+func newServer(cfg Config, l limits, now func() time.Time) (*Server, error) {
+	m, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, err
 	}
-	s.mux = mux
-	return s
+	s := &Server{
+		Config: cfg, limits: l, now: now, metrics: m,
+		allowances: allowances(now), failing: strangerAllowance(now),
+		streams: newStreams(m),
+	}
+	s.reviews = newReviews(s.review, now, l.review, func(result string) { m.reviews.WithLabelValues(result).Inc() })
+	mux := http.NewServeMux()
+	names := map[string]string{}
+	for _, e := range []struct {
+		name, pattern string
+		as            kind
+		h             func(http.ResponseWriter, *http.Request, identity)
+	}{
+		{"assignments", "GET " + gatewayapi.AssignmentsPath, kindStream, s.assignments},
+		{"register", "POST " + gatewayapi.SocketsPath + "{socket}/tunnels", kindRegister, s.limited(s.register)},
+		{"renew", "POST " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}/certificate", kindRegister, s.limited(s.renew)},
+		{"report", "PUT " + gatewayapi.SocketsPath + "{socket}/status", kindReport, s.limited(s.report)},
+		{"withdraw", "DELETE " + gatewayapi.SocketsPath + "{socket}/tunnels/{tunnel}", kindReport, s.limited(s.withdraw)},
+	} {
+		mux.Handle(e.pattern, s.authenticated(e.as, e.h))
+		names[e.pattern] = e.name
+	}
+	s.handler = m.observed(mux, names, now)
+	return s, nil
 }
 
 // ServeHTTP implements http.Handler.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
 // Serve answers on l until ctx ends, then closes every stream and waits up to five seconds for the other requests.
 func (s *Server) Serve(ctx context.Context, l net.Listener, tlsConfig *tls.Config) error {
+	// A stream takes its connection over, so there is one request at a time on it. Sidecars don't ask for HTTP/2, with
+	// which an open stream would take nearly three times the memory (BenchmarkStreams).
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
 	srv := &http.Server{
 		Handler:           s,
 		TLSConfig:         tlsConfig,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
+		Protocols:         &protocols,
+		ReadHeaderTimeout: s.limits.header,
+		WriteTimeout:      s.limits.answer(),
+		IdleTimeout:       s.limits.idle,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 		// Not ctx: a registration that is under way when we are told to stop would be cut off between the tunnel that is
 		// made at Mysocket and the object that knows of it.
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+		ConnContext: withConn,
 	}
-	srv.RegisterOnShutdown(s.endStreams)
-	defer s.endStreams()
+	defer s.streams.end()
 	done := make(chan error, 1)
-	go func() { done <- srv.ServeTLS(l, "", "") }()
+	go func() { done <- srv.ServeTLS(newDoor(l, s.limits, s.failing, s.metrics), "", "") }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("gateway: %w", err)
 	case <-ctx.Done():
 	}
+	s.streams.tell()
 	shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if srv.Shutdown(shutdown) != nil {
@@ -147,10 +171,8 @@ func unavailable(format string, args ...any) error {
 // limited wraps a handler with time and size limits and writes its answer.
 func (s *Server) limited(h handler) func(http.ResponseWriter, *http.Request, identity) {
 	return func(w http.ResponseWriter, r *http.Request, caller identity) {
-		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		ctx, cancel := context.WithTimeout(r.Context(), s.limits.request)
 		defer cancel()
-		rc := http.NewResponseController(w)
-		_ = rc.SetReadDeadline(time.Now().Add(requestTimeout))
 		r.Body = http.MaxBytesReader(w, r.Body, gatewayapi.MaxBodyBytes)
 		for _, id := range []string{"socket", "tunnel"} {
 			if v := r.PathValue(id); v != "" && !validID(v) {

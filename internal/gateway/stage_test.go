@@ -35,6 +35,9 @@ import (
 var cluster kubetest.Cluster
 
 func TestMain(m *testing.M) {
+	if os.Getenv(benchPeers) != "" {
+		os.Exit(peersMain(os.Getenv(benchPeers), os.Stdout))
+	}
 	code := kubetest.Main(m, &cluster)
 	if code == 0 {
 		if err := goleak.Find(); err != nil {
@@ -67,15 +70,19 @@ func newStage(t *testing.T) *stage {
 	s.svc, s.socket = s.service("web", nil)
 
 	changes := &Changes{}
-	s.server = New(Config{
+	var err error
+	s.server, err = New(Config{
 		Cache: s.informers(changes), Live: cluster.Client, API: s.api, Changes: changes,
 		EdgeAddress: s.edge.SSHAddress, Log: slog.New(slog.DiscardHandler),
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.http = httptest.NewTLSServer(s.server)
 	t.Cleanup(func() {
-		s.server.endStreams()
 		s.http.CloseClientConnections()
 		s.http.Close()
+		s.server.streams.end()
 	})
 	return s
 }
