@@ -50,6 +50,7 @@ func pods(t *testing.T) map[string]*corev1.Pod {
 		"shared with init": func(pod *corev1.Pod) {
 			pod.Spec.InitContainers = []corev1.Container{{Name: "init", VolumeMounts: mounts}}
 		},
+		"broken sidecar": func(pod *corev1.Pod) { pod.Spec.InitContainers = []corev1.Container{{Name: inject.ContainerName}} },
 		"ports in sidecars": func(pod *corev1.Pod) {
 			ports := []corev1.ContainerPort{{Name: "web", ContainerPort: 1}, {Name: "quic", ContainerPort: 2, Protocol: corev1.ProtocolUDP}}
 			pod.Spec.InitContainers = []corev1.Container{{Name: "init", Ports: ports}, {Name: "proxy", RestartPolicy: ptr.To(corev1.ContainerRestartPolicyAlways), Ports: ports}}
@@ -85,8 +86,8 @@ func TestSlimPodKeepsWhatIsRead(t *testing.T) {
 		} else if a != nil {
 			skipped++
 		}
-		if inject.HasSidecar(pod) != inject.HasSidecar(slim) || inject.IsCurrent(pod, cfg) != inject.IsCurrent(slim, cfg) {
-			t.Errorf("%s: HasSidecar or IsCurrent differ", name)
+		if inject.HasSidecar(pod) != inject.HasSidecar(slim) || inject.IsCurrent(pod, cfg) != inject.IsCurrent(slim, cfg) || inject.IsBroken(pod) != inject.IsBroken(slim) {
+			t.Errorf("%s: HasSidecar, IsCurrent or IsBroken differ", name)
 		}
 		if pod.Annotations[annotations.PodInjected] != slim.Annotations[annotations.PodInjected] {
 			t.Errorf("%s: the hash of the sidecar is lost", name)

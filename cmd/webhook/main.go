@@ -1,4 +1,5 @@
-// Command webhook is the control plane: admission and gateway on every replica, controllers on the leader.
+// Command webhook is the control plane: admission and gateway on every replica, controllers on the leader. "webhook
+// cleanup" is what Helm runs before it uninstalls the control plane.
 package main
 
 import (
@@ -21,6 +22,13 @@ func main() {
 }
 
 func mainErr() error {
+	if len(os.Args) > 1 && os.Args[1] == "cleanup" {
+		o, err := parseCleanup(os.Args[2:], os.Getenv, os.Stderr)
+		if err != nil {
+			return err
+		}
+		return cleanup(ctrl.SetupSignalHandler(), o)
+	}
 	o, err := parseOptions(os.Args[1:], os.Getenv, os.Stderr)
 	if err != nil {
 		return err

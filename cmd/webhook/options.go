@@ -49,6 +49,9 @@ type options struct {
 
 	memoryLimit int64
 
+	rolloutMaxConcurrent int
+	rolloutOutdated      bool
+
 	sidecar   inject.Config
 	logLevel  slog.Level
 	logFormat string
@@ -62,7 +65,7 @@ var clusterNamePattern = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-
 // parseOptions reads flags and the files that they name. getenv gives the default of --namespace.
 func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (*options, error) {
 	o := &options{}
-	var pullPolicy, resources, level string
+	var pullPolicy, resources, level, outdated string
 	var adminPort int
 	f := flag.NewFlagSet("webhook", flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -91,6 +94,8 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.DurationVar(&o.sidecar.ReadyGrace, "sidecar-ready-grace", inject.DefaultReadyGrace, "how long a new pod may stay unready while it has no tunnel yet")
 	f.StringVar(&o.sidecar.LogLevel, "sidecar-log-level", inject.DefaultLogLevel, "debug, info, warn or error")
 	f.StringVar(&o.sidecar.LogFormat, "sidecar-log-format", inject.DefaultLogFormat, "text or json")
+	f.IntVar(&o.rolloutMaxConcurrent, "rollout-max-concurrent", 1, "how many workloads may be restarted at once over the cluster to get the sidecar, 1 to 100")
+	f.StringVar(&outdated, "rollout-outdated", "never", "auto: workloads whose pods have an outdated sidecar are restarted, too; never: they are only counted")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	if err := f.Parse(args); err != nil {
@@ -135,11 +140,18 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	if o.memoryLimit < 0 {
 		return nil, fmt.Errorf("--memory-limit %d: it can't be negative", o.memoryLimit)
 	}
-	if err := o.logLevel.UnmarshalText([]byte(level)); err != nil || !slices.Contains([]string{"debug", "info", "warn", "error"}, level) {
-		return nil, fmt.Errorf("--log-level %q: allowed are debug, info, warn, error", level)
+	if err := o.setLogging(level); err != nil {
+		return nil, err
 	}
-	if o.logFormat != "text" && o.logFormat != "json" {
-		return nil, fmt.Errorf("--log-format %q: allowed are text, json", o.logFormat)
+	switch outdated {
+	case "auto":
+		o.rolloutOutdated = true
+	case "never":
+	default:
+		return nil, fmt.Errorf("--rollout-outdated %q: allowed are never, auto", outdated)
+	}
+	if o.rolloutMaxConcurrent < 1 || o.rolloutMaxConcurrent > 100 {
+		return nil, fmt.Errorf("--rollout-max-concurrent %d: allowed are 1 to 100", o.rolloutMaxConcurrent)
 	}
 	strict := json.NewDecoder(strings.NewReader(resources))
 	strict.DisallowUnknownFields()
@@ -162,6 +174,17 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 		return nil, err
 	}
 	return o, nil
+}
+
+// setLogging checks and sets the level, and checks the format.
+func (o *options) setLogging(level string) error {
+	if err := o.logLevel.UnmarshalText([]byte(level)); err != nil || !slices.Contains([]string{"debug", "info", "warn", "error"}, level) {
+		return fmt.Errorf("--log-level %q: allowed are debug, info, warn, error", level)
+	}
+	if o.logFormat != "text" && o.logFormat != "json" {
+		return fmt.Errorf("--log-format %q: allowed are text, json", o.logFormat)
+	}
+	return nil
 }
 
 // credentials reads the account from its directory, a mounted Secret.

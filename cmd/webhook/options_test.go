@@ -56,7 +56,7 @@ func TestOptionsHaveDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o.apiURL != "https://api.mysocket.io" || o.sshAddress != "ssh.mysocket.io:22" || o.webhookPort != 10250 || o.gatewayPort != 10443 ||
-		o.hostKeys != nil || o.apiCA != nil || o.logLevel != 0 || o.logFormat != "text" {
+		o.rolloutMaxConcurrent != 1 || o.rolloutOutdated || o.hostKeys != nil || o.apiCA != nil || o.logLevel != 0 || o.logFormat != "text" {
 		t.Errorf("options %+v", o)
 	}
 	if o.sidecar.GatewayURL != "https://mysocket-injector-gateway.mysocket-system.svc:443" || o.sidecar.ReadyGrace != time.Minute ||
@@ -108,6 +108,9 @@ func TestOptionsSayWhatIsWrong(t *testing.T) {
 		{"resources that are no quantity", []string{`--sidecar-resources={"limits":{"cpu":"much"}}`}, "--sidecar-resources"},
 		{"resources and more", []string{`--sidecar-resources={} {}`}, "there is something after the JSON object"},
 		{"resources above the limit", []string{`--sidecar-resources={"requests":{"cpu":"2"},"limits":{"cpu":"1"}}`}, "the request 2 is above the limit 1"},
+		{"no restart at all", []string{"--rollout-max-concurrent=0"}, "--rollout-max-concurrent 0: allowed are 1 to 100"},
+		{"too many restarts", []string{"--rollout-max-concurrent=101"}, "--rollout-max-concurrent 101: allowed are 1 to 100"},
+		{"outdated sidecars", []string{"--rollout-outdated=yes"}, `--rollout-outdated "yes": allowed are never, auto`},
 		{"sidecar image", []string{"--sidecar-image="}, `sidecar image ""`},
 		{"pull policy", []string{"--sidecar-pull-policy=Sometimes"}, `"Sometimes": allowed are Always, IfNotPresent, Never`},
 		{"ready grace", []string{"--sidecar-ready-grace=-1s"}, "--sidecar-ready-grace -1s: it must be longer than zero"},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -31,6 +32,19 @@ func admissionReady(reader client.Reader, published func() error, namespace, ser
 		var pods corev1.PodList
 		if err := reader.List(ctx, &pods, client.InNamespace(namespace), client.MatchingLabels(svc.Spec.Selector)); err != nil {
 			return fmt.Errorf("list the pods of the webhook's Service %s/%s: %w", namespace, service, err)
+		}
+		// While the control plane itself is rolled out, the old replicas would inject the old sidecar.
+		version := ""
+		for i := range pods.Items {
+			pod := &pods.Items[i]
+			if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+				continue
+			}
+			of := pod.Labels[appsv1.DefaultDeploymentUniqueLabelKey]
+			if version != "" && of != version {
+				return fmt.Errorf("the pods of the webhook's Service %s/%s are being replaced by a new version", namespace, service)
+			}
+			version = of
 		}
 		for i := range pods.Items {
 			if at, ok := readySince(&pods.Items[i]); ok && now().Sub(at) >= settleTime {

@@ -28,6 +28,12 @@ func TestAdmissionReady(t *testing.T) {
 			}
 		}
 	}
+	of := func(version string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) {
+			ready(time.Hour)(p)
+			p.Labels["pod-template-hash"] = version
+		}
+	}
 	service := func(selector map[string]string) *corev1.Service {
 		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ours", Name: "webhook"}, Spec: corev1.ServiceSpec{Selector: selector}}
 	}
@@ -50,6 +56,11 @@ func TestAdmissionReady(t *testing.T) {
 			ready(time.Hour)(p)
 			p.Labels = nil
 		})}, "of 0"},
+		{"the control plane is rolled out", nil, []client.Object{ours, pod("a", of("v1")), pod("b", of("v2"))}, "are being replaced by a new version"},
+		{"it was rolled out, and a pod that was evicted is left", nil, []client.Object{ours, pod("a", of("v2")), pod("b", func(p *corev1.Pod) {
+			of("v1")(p)
+			p.Status.Phase = corev1.PodFailed
+		})}, ""},
 		{"a Service without a selector", nil, []client.Object{service(nil)}, ""},
 		{"no Service", nil, nil, "read the webhook's Service ours/webhook"},
 		{"CA not published", errors.New("no CA"), []client.Object{ours, pod("a", ready(time.Hour))}, "no CA"},

@@ -40,6 +40,9 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
 )
 
+// schemes are the kinds of objects that the program knows.
+var schemes = []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme}
+
 // run builds the parts, joins them and runs them until ctx ends.
 func run(ctx context.Context, o *options) error {
 	if o.memoryLimit > 0 {
@@ -50,7 +53,7 @@ func run(ctx context.Context, o *options) error {
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	klog.SetSlogLogger(log) // client-go's
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+	for _, add := range schemes {
 		if err := add(scheme); err != nil {
 			return err
 		}
@@ -146,15 +149,13 @@ func serviceNames(namespace string, services ...string) []string {
 	return out
 }
 
-// cacheOptions keeps the informers small: of pods only what the program reads, of ConfigMaps only ours.
+// cacheOptions keeps the informers small: of pods only what the program reads, of ConfigMaps only ours, of workloads only
+// those that are being restarted.
 func cacheOptions() cache.Options {
-	return cache.Options{
-		DefaultTransform: cache.TransformStripManagedFields(),
-		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Pod{}:       {Transform: slimPod},
-			&corev1.ConfigMap{}: {Field: fields.OneTermEqualSelector(metav1.ObjectNameField, inject.DefaultCAConfigMap)},
-		},
-	}
+	byObject := controller.RestartingOnly()
+	byObject[&corev1.Pod{}] = cache.ByObject{Transform: slimPod}
+	byObject[&corev1.ConfigMap{}] = cache.ByObject{Field: fields.OneTermEqualSelector(metav1.ObjectNameField, inject.DefaultCAConfigMap)}
+	return cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: byObject}
 }
 
 func newAPI(o *options, registry prometheus.Registerer) (*mysocket.Client, error) {
@@ -249,6 +250,21 @@ func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, ap
 }
 
 func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Client, certificates *certs.Manager, o *options) error {
+	outdated := func(pod *corev1.Pod) bool { return !inject.IsCurrent(pod, o.sidecar) }
+	rollout := &controller.RolloutReconciler{
+		Client:         mgr.GetClient(),
+		Live:           live,
+		Events:         mgr.GetEventRecorder("mysocket-injector"),
+		Namespace:      o.namespace,
+		Cluster:        o.clusterName,
+		MaxConcurrent:  o.rolloutMaxConcurrent,
+		SidecarHash:    o.sidecar.Hash(),
+		AdmissionReady: admissionReady(live, certificates.Published, o.namespace, o.webhookService, time.Now),
+		Now:            time.Now,
+	}
+	if o.rolloutOutdated {
+		rollout.Outdated = outdated
+	}
 	for _, r := range []interface{ SetupWithManager(ctrl.Manager) error }{
 		&controller.ServiceReconciler{
 			Client:    mgr.GetClient(),
@@ -257,18 +273,10 @@ func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Clien
 			Namespace: o.namespace,
 			Cluster:   o.clusterName,
 			Secrets:   live,
-			Outdated:  func(pod *corev1.Pod) bool { return !inject.IsCurrent(pod, o.sidecar) },
+			Outdated:  outdated,
 		},
 		&controller.TunnelReconciler{Client: mgr.GetClient(), API: api},
-		&controller.RolloutReconciler{
-			Client:         mgr.GetClient(),
-			Live:           live,
-			Events:         mgr.GetEventRecorder("mysocket-injector"),
-			Namespace:      o.namespace,
-			Cluster:        o.clusterName,
-			AdmissionReady: admissionReady(live, certificates.Published, o.namespace, o.webhookService, time.Now),
-			Now:            time.Now,
-		},
+		rollout,
 		&controller.GatewayCAReconciler{
 			Client:    mgr.GetClient(),
 			Namespace: o.namespace,

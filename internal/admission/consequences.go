@@ -73,7 +73,7 @@ func withoutSidecar(pods []corev1.Pod) (workloads, others []string) {
 		if pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
 			continue
 		}
-		if inject.HasSidecar(pod) || inject.Check(pod) != nil {
+		if inject.HasSidecar(pod) || inject.IsBroken(pod) || inject.Check(pod) != nil {
 			continue
 		}
 		owner := metav1.GetControllerOf(pod)

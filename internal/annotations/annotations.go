@@ -56,6 +56,10 @@ const (
 	PodInjected = Prefix + "injected"
 	// RestartedAt is the pod template annotation that the rollout controller sets, as kubectl rollout restart does.
 	RestartedAt = Prefix + "restarted-at"
+	// Restarting is the label of a workload whose restart by us is not over: a hash of the pod template as we left it.
+	Restarting = Prefix + "restarting"
+	// Restarts is the workload annotation that counts its restarts for one and the same sidecar: "<its hash> <number>".
+	Restarts = Prefix + "restarts"
 	// Finalizer keeps Services and Tunnels until what they stand for at Mysocket is gone.
 	Finalizer = Prefix + "cleanup"
 )

@@ -2,10 +2,11 @@
 //
 //   - service: the life of a Service's socket, and what we write back on the Service
 //   - tunnel: deletes the tunnel at Mysocket when a Tunnel object goes
-//   - rollout: restarts workloads whose pods were there before their Service was annotated
+//   - rollout: restarts workloads whose pods were there before their Service was annotated, or have an outdated sidecar
 //   - gatewayca: publishes the gateway's CA in every namespace that is labelled for injection
 //
-// They talk to Kubernetes and to the Mysocket API. They never talk to sidecars; the gateway does.
+// They talk to Kubernetes and to the Mysocket API. They never talk to sidecars; the gateway does. When the control plane is
+// uninstalled, Cleanup does the rest of their work in their place.
 package controller
 
 import (
@@ -16,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -44,6 +46,8 @@ const (
 	slowRetry = time.Minute
 	// A socket that was deleted or changed at Mysocket by somebody else gives no event; it is noticed this late.
 	recheck = 10 * time.Minute
+	// What else gives no event is noticed this late while not all pods of a Service are connected.
+	unsettled = time.Minute
 )
 
 // changedBeyondStatus leaves out the updates of a Service that change its status alone. Most are our own conditions, and
@@ -104,6 +108,24 @@ func servicesOfPod(reader client.Reader) func(context.Context, client.Object) []
 func servicesOfNamespace(reader client.Reader) func(context.Context, client.Object) []reconcile.Request {
 	return func(ctx context.Context, ns client.Object) []reconcile.Request {
 		return enabledServices(ctx, reader, ns.GetName(), func(*corev1.Service) bool { return true })
+	}
+}
+
+// servicesOfWorkload maps a workload that is being restarted to the Services of ours that select its pods. When it has
+// failed, which halts all restarts, or is over, those that wait for a restart are told, too.
+func servicesOfWorkload(reader client.Reader) func(context.Context, client.Object) []reconcile.Request {
+	return func(ctx context.Context, object client.Object) []reconcile.Request {
+		w := workloadFrom(object)
+		if w == nil || !isRestarting(object) {
+			return nil
+		}
+		return enabledServices(ctx, reader, "", func(svc *corev1.Service) bool {
+			if svc.Namespace == object.GetNamespace() && annotations.Selects(svc, w.template.Labels) {
+				return true
+			}
+			c := apimeta.FindStatusCondition(svc.Status.Conditions, annotations.TunnelsReady)
+			return (w.exceeded || w.rolledOut) && c != nil && c.Reason == reasonWaitingRestart
+		})
 	}
 }
 

@@ -25,6 +25,7 @@ func start(t *testing.T, ns string, reconcilers func(managed) []setup) {
 		Metrics:    server.Options{BindAddress: "0"},
 		Controller: config.Controller{SkipNameValidation: ptr.To(true)},
 	}
+	options.Cache.ByObject = RestartingOnly() // as the program has it
 	if ns != "" {
 		options.Cache.DefaultNamespaces = map[string]cache.Config{ns: {}}
 	}

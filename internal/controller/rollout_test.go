@@ -38,11 +38,40 @@ func newRollout(t *testing.T, more ...string) *rollout {
 		now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 	}
 	s.svc = s.service(enabled(append(more, annotations.SocketID, "an id")...))
-	s.r = &RolloutReconciler{
-		Client: cluster.Client, Live: cluster.Client, Events: s.events,
+	s.r = s.leader()
+	// The pace is the whole cluster's, and all tests have one cluster.
+	t.Cleanup(func() {
+		for _, o := range []client.Object{&appsv1.Deployment{}, &appsv1.StatefulSet{}, &appsv1.DaemonSet{}} {
+			if err := cluster.Client.DeleteAllOf(context.Background(), o, client.InNamespace(s.ns)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return s
+}
+
+// leader is a reconciler that knows nothing but what is in the cluster.
+func (s *rollout) leader() *RolloutReconciler {
+	return &RolloutReconciler{
+		Client: cluster.Client, Live: cluster.Client, Events: s.events, SidecarHash: "abc",
 		AdmissionReady: func(context.Context) error { return s.ready }, Now: func() time.Time { return s.now },
 	}
-	return s
+}
+
+// follow looks at the restarts that are on their way and wants so many workloads to bear the label afterwards.
+func (s *rollout) follow(left int) {
+	s.t.Helper()
+	got, err := s.r.Reconcile(s.t.Context(), followUp)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	marked, err := restarting(s.t.Context(), cluster.Client)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if len(marked) != left || (got.RequeueAfter > 0) != (left > 0) {
+		s.t.Errorf("%d workloads are on their way, want %d; again after %s", len(marked), left, got.RequeueAfter)
+	}
 }
 
 // run reconciles once and wants to be called again after this long.
@@ -95,6 +124,17 @@ func (s *rollout) deployment(name string, changes ...func(*appsv1.Deployment)) (
 	return d, s.podOf(d, name+"-1")
 }
 
+// exceeded gives a Deployment the status of one whose new pods don't get ready in time.
+func (s *rollout) exceeded(d *appsv1.Deployment) {
+	s.t.Helper()
+	cluster.Get(s.t, d)
+	d.Status = appsv1.DeploymentStatus{ObservedGeneration: d.Generation, Replicas: 2, UpdatedReplicas: 1, ReadyReplicas: 1, AvailableReplicas: 1, UnavailableReplicas: 1,
+		Conditions: []appsv1.DeploymentCondition{{Type: appsv1.DeploymentProgressing, Status: corev1.ConditionFalse, Reason: "ProgressDeadlineExceeded"}}}
+	if err := cluster.Client.Status().Update(s.t.Context(), d); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // rolledOut gives a Deployment the status of one that is done.
 func (s *rollout) rolledOut(d *appsv1.Deployment) {
 	s.t.Helper()
@@ -106,8 +146,8 @@ func (s *rollout) rolledOut(d *appsv1.Deployment) {
 	}
 }
 
-// podOf makes a bare pod of a Deployment, with the ReplicaSet between them.
-func (s *rollout) podOf(d *appsv1.Deployment, name string) *corev1.Pod {
+// podOf makes a pod of a Deployment, bare unless changed, with the ReplicaSet between them.
+func (s *rollout) podOf(d *appsv1.Deployment, name string, changes ...func(*corev1.Pod)) *corev1.Pod {
 	s.t.Helper()
 	rs := &appsv1.ReplicaSet{
 		ObjectMeta: metav1.ObjectMeta{
@@ -117,7 +157,12 @@ func (s *rollout) podOf(d *appsv1.Deployment, name string) *corev1.Pod {
 		Spec: appsv1.ReplicaSetSpec{Selector: selector(), Template: template()},
 	}
 	cluster.Create(s.t, rs)
-	return s.pod(name, ownedBy("ReplicaSet", "apps/v1", rs))
+	return s.pod(name, append(changes, ownedBy("ReplicaSet", "apps/v1", rs))...)
+}
+
+func outdatedSidecar(pod *corev1.Pod) {
+	injected(pod)
+	pod.Annotations = map[string]string{annotations.PodInjected: "old"}
 }
 
 func (s *rollout) restartedAt(obj client.Object, tmpl *corev1.PodTemplateSpec) string {
@@ -130,36 +175,39 @@ func TestDeploymentIsRestartedOnce(t *testing.T) {
 	s := newRollout(t)
 	d, pod := s.deployment("web")
 	s.podOf(d, "web-2") // of another ReplicaSet: still one restart
-	s.run(rolloutPoll)
+	s.run(rolloutWait)
 	first := s.restartedAt(d, &d.Spec.Template)
 	if first != s.now.Format(time.RFC3339) {
 		t.Fatalf("restarted at %q", first)
 	}
-	s.wantEvents("Normal Restarted: Deployment web was restarted so that its pods get the tunnel sidecar")
+	s.wantEvents("Normal Restarted: Deployment web was restarted so that its pods, which had no tunnel sidecar, get the current one")
 
-	s.run(rolloutPoll) // it has not rolled out
+	s.run(rolloutWait) // it has not rolled out
+	s.follow(1)
 	s.now = s.now.Add(30 * time.Second)
 	s.rolledOut(d)
+	s.follow(0)
 	s.run(90 * time.Second) // rolled out, and a pod is bare still: not again within two minutes
 	s.wantEvents()
 	if again := s.restartedAt(d, &d.Spec.Template); again != first {
 		t.Errorf("restarted again at %s", again)
 	}
 
-	// In vain: again after two minutes, then after four.
+	// In vain: again after two minutes, then after four, whoever leads.
 	s.now = s.now.Add(90 * time.Second)
-	s.run(rolloutPoll)
-	s.wantEvents("Warning RestartedAgain: Deployment web was restarted again")
+	s.run(rolloutWait)
+	s.wantEvents("Warning RestartedAgain: Deployment web was restarted again, since its pods came back with no tunnel sidecar")
 	s.rolledOut(d)
 	s.now = s.now.Add(3 * time.Minute)
+	s.r = s.leader()
 	s.run(time.Minute)
 	s.now = s.now.Add(time.Minute)
-	s.run(rolloutPoll)
+	s.run(rolloutWait)
 	s.wantEvents("Warning RestartedAgain: ")
 	s.rolledOut(d)
 	for range 20 { // and so on, but never too rarely
 		s.now = s.now.Add(rolloutAgainMost)
-		s.run(rolloutPoll)
+		s.run(rolloutWait)
 		s.rolledOut(d)
 	}
 	s.events.take()
@@ -171,71 +219,23 @@ func TestDeploymentIsRestartedOnce(t *testing.T) {
 	s.run(0)
 	s.podOf(d, "web-4")
 	s.now = s.now.Add(24 * time.Hour)
-	s.run(rolloutPoll)
+	s.run(rolloutWait)
 	s.wantEvents("Normal Restarted: ")
 }
 
 func TestRestartOfTheFuture(t *testing.T) {
 	for at, again := range map[string]time.Duration{
-		"9999-01-01T00:00:00Z": rolloutPoll,  // somebody wrote it by hand: restarted all the same
+		"9999-01-01T00:00:00Z": rolloutWait,  // somebody wrote it by hand: restarted all the same
 		"2026-01-02T03:04:35Z": rolloutAgain, // a former leader's clock was 30 s ahead of ours
 	} {
-		s := newRollout(t)
-		d, _ := s.deployment("web", func(d *appsv1.Deployment) {
-			d.Spec.Template.Annotations = map[string]string{annotations.RestartedAt: at}
-		})
-		s.run(again)
-		if restarted := s.restartedAt(d, &d.Spec.Template) != at; restarted != (again == rolloutPoll) {
-			t.Errorf("at %s: restarted %v", at, restarted)
-		}
-	}
-}
-
-func TestOneWorkloadAtATime(t *testing.T) {
-	s := newRollout(t)
-	a, _ := s.deployment("a")
-	b, _ := s.deployment("b")
-	s.run(rolloutPoll)
-	s.run(rolloutPoll)
-	count := 0
-	for _, d := range []*appsv1.Deployment{a, b} {
-		if s.restartedAt(d, &d.Spec.Template) != "" {
-			count++
-		}
-	}
-	if count != 1 {
-		t.Fatalf("%d restarted at once", count)
-	}
-	first, second := a, b
-	if b.Spec.Template.Annotations[annotations.RestartedAt] != "" {
-		first, second = b, a
-	}
-	s.rolledOut(first)
-	s.run(rolloutPoll)
-	if s.restartedAt(second, &second.Spec.Template) == "" {
-		t.Error("the second was not restarted when the first had rolled out")
-	}
-}
-
-func TestStuckOrDeletedRolloutHoldsUpNobody(t *testing.T) {
-	for name, end := range map[string]func(*rollout, *appsv1.Deployment){
-		"stuck":   func(s *rollout, _ *appsv1.Deployment) { s.now = s.now.Add(rolloutStuck + time.Second) },
-		"deleted": func(s *rollout, d *appsv1.Deployment) { cluster.Delete(s.t, d) },
-	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(at, func(t *testing.T) {
 			s := newRollout(t)
-			a, pod := s.deployment("a")
-			s.run(rolloutPoll)
-			b, _ := s.deployment("b")
-			s.run(rolloutPoll)
-			if s.restartedAt(b, &b.Spec.Template) != "" {
-				t.Fatal("restarted at once")
-			}
-			cluster.Delete(t, pod)
-			end(s, a)
-			s.run(rolloutPoll)
-			if s.restartedAt(b, &b.Spec.Template) == "" {
-				t.Error("not restarted")
+			d, _ := s.deployment("web", func(d *appsv1.Deployment) {
+				d.Spec.Template.Annotations = map[string]string{annotations.RestartedAt: at}
+			})
+			s.run(again)
+			if restarted := s.restartedAt(d, &d.Spec.Template) != at; restarted != (again == rolloutWait) {
+				t.Errorf("at %s: restarted %v", at, restarted)
 			}
 		})
 	}
@@ -250,7 +250,7 @@ func TestStatefulSetAndDaemonSet(t *testing.T) {
 	}
 	cluster.Create(t, set)
 	pod := s.pod("db-0", ownedBy("StatefulSet", "apps/v1", set))
-	s.run(rolloutPoll)
+	s.run(rolloutWait)
 	if s.restartedAt(set, &set.Spec.Template) == "" {
 		t.Error("the StatefulSet was not restarted")
 	}
@@ -263,7 +263,7 @@ func TestStatefulSetAndDaemonSet(t *testing.T) {
 	}
 	cluster.Create(t, daemons)
 	s.pod("node-1", ownedBy("DaemonSet", "apps/v1", daemons))
-	s.run(rolloutPoll)
+	s.run(rolloutWait)
 	if s.restartedAt(daemons, &daemons.Spec.Template) == "" {
 		t.Error("the DaemonSet was not restarted")
 	}
@@ -351,6 +351,14 @@ func TestNotRestarted(t *testing.T) {
 		"opted out": {nil, func(s *rollout, _ *appsv1.Deployment, pod *corev1.Pod) {
 			cluster.Change(s.t, pod, func() { pod.Labels[annotations.PodInject] = "false" })
 		}, 0},
+		"outdated, and such are left alone": {nil, func(s *rollout, d *appsv1.Deployment, pod *corev1.Pod) {
+			cluster.Delete(s.t, pod)
+			s.podOf(d, "web-2", outdatedSidecar)
+		}, 0},
+		"broken by another webhook": {nil, func(s *rollout, d *appsv1.Deployment, pod *corev1.Pod) {
+			cluster.Delete(s.t, pod)
+			s.podOf(d, "web-2", injected, func(pod *corev1.Pod) { pod.Spec.InitContainers[0].RestartPolicy = nil })
+		}, 0},
 		"not selected": {nil, func(s *rollout, _ *appsv1.Deployment, pod *corev1.Pod) {
 			cluster.Change(s.t, pod, func() { pod.Labels["app"] = "other" })
 		}, 0},
@@ -401,14 +409,30 @@ func TestRefusedRestart(t *testing.T) {
 
 func TestRolloutController(t *testing.T) {
 	s := newRollout(t)
-	start(t, s.ns, func(m managed) []setup {
+	start(t, "", func(m managed) []setup {
 		s.r.Client, s.r.Now = m.GetClient(), time.Now
 		return []setup{s.r}
 	})
-	d, _ := s.deployment("web") // the pod's event wakes it
-	eventually(t, "the restart", func(ctx context.Context) bool {
-		return cluster.Client.Get(ctx, client.ObjectKeyFromObject(d), d) == nil && d.Spec.Template.Annotations[annotations.RestartedAt] != ""
+	restarted := func(d *appsv1.Deployment) bool {
+		return cluster.Client.Get(t.Context(), client.ObjectKeyFromObject(d), d) == nil && d.Spec.Template.Annotations[annotations.RestartedAt] != ""
+	}
+	a, _ := s.deployment("a") // the pod's event wakes it
+	eventually(t, "the restart", func(context.Context) bool { return restarted(a) })
+	b, _ := s.deployment("b")
+	eventually(t, "the second to wait", func(context.Context) bool {
+		s.r.mu.Lock()
+		defer s.r.mu.Unlock()
+		return s.r.waiting[request(s.svc)]
 	})
+	if restarted(b) || !isRestarting(a) {
+		t.Error("both at once, or the first without the label")
+	}
+	s.rolledOut(a) // its event takes the label off, and that wakes the second
+	eventually(t, "the second restart", func(context.Context) bool { return restarted(b) })
+	cluster.Get(t, a)
+	if isRestarting(a) {
+		t.Error("the first still has the label")
+	}
 }
 
 func withWatch(t *testing.T) client.WithWatch {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/tools/events"
@@ -78,6 +79,9 @@ func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 		})).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(servicesOfPod(mgr.GetClient()))).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(servicesOfNamespace(mgr.GetClient()))).
+		Watches(&appsv1.Deployment{}, handler.EnqueueRequestsFromMapFunc(servicesOfWorkload(mgr.GetClient()))).
+		Watches(&appsv1.StatefulSet{}, handler.EnqueueRequestsFromMapFunc(servicesOfWorkload(mgr.GetClient()))).
+		Watches(&appsv1.DaemonSet{}, handler.EnqueueRequestsFromMapFunc(servicesOfWorkload(mgr.GetClient()))).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4, RateLimiter: rateLimiter()}).
 		Complete(r)
 }
@@ -154,8 +158,11 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, err
 	}
 	again := reconcile.Result{RequeueAfter: jitter(recheck)}
-	if tunnels.reason == reasonWaitingForApp {
+	switch tunnels.reason {
+	case reasonWaitingForApp:
 		again.RequeueAfter = appGrace // a pod that is waiting for its app makes no event when its time is over
+	case reasonConnecting, reasonTunnelFailing, reasonWaitingRestart:
+		again.RequeueAfter = jitter(unsettled) // nor does a restart
 	}
 	wait, err := r.dropSurplus(ctx, req.NamespacedName, spec, time.Now())
 	if err != nil {
@@ -265,7 +272,7 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 		return reconcile.Result{}, ctx.Err() // we are shutting down; the API is not to blame
 	}
 	want := []condition{{annotations.SocketReady, false, reason, err.Error(), true}}
-	if svc.DeletionTimestamp == nil && annotations.IsEnabled(svc) && svc.Annotations[annotations.SocketID] != "" {
+	if reason != reasonDeleteFailed && svc.DeletionTimestamp == nil && annotations.IsEnabled(svc) && svc.Annotations[annotations.SocketID] != "" {
 		if spec, err := annotations.Parse(svc, r.Cluster); err == nil && !spec.Guarded(svc) {
 			// The gateway assigns it to no pod any more. A sidecar that has not heard of that must not keep it open.
 			if err := r.deleteTunnels(ctx, svc); err != nil {
@@ -317,6 +324,11 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 	} else {
 		r.tellReleased(ctx, svc, "SocketRetained", "the public name %s was kept, since %s is %q and not %q", svc.Annotations[annotations.DNSName], annotations.DeletionPolicy, policy, annotations.PolicyDelete)
 	}
+	return r.letGo(ctx, svc)
+}
+
+// letGo takes away all that we wrote on a Service, the finalizer last.
+func (r *ServiceReconciler) letGo(ctx context.Context, svc *corev1.Service) (reconcile.Result, error) {
 	if err := r.clearIngress(ctx, svc); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -350,14 +362,18 @@ func (r *ServiceReconciler) deleteTunnels(ctx context.Context, svc *corev1.Servi
 	return nil
 }
 
-// tellReleased records an Event, unless the whole namespace goes: that takes no new objects, and the refusal of each
-// would be an error in our log.
 func (r *ServiceReconciler) tellReleased(ctx context.Context, svc *corev1.Service, reason, format string, args ...any) {
+	r.tell(ctx, svc, corev1.EventTypeNormal, reason, format, args...)
+}
+
+// tell records an Event of a release, unless the whole namespace goes: that takes no new objects, and the refusal of each
+// would be an error in our log.
+func (r *ServiceReconciler) tell(ctx context.Context, svc *corev1.Service, kind, reason, format string, args ...any) {
 	ns := &corev1.Namespace{}
 	if err := r.Client.Get(ctx, client.ObjectKey{Name: svc.Namespace}, ns); err == nil && ns.DeletionTimestamp != nil {
 		return
 	}
-	r.Events.Eventf(svc, nil, corev1.EventTypeNormal, reason, "Release", format, args...)
+	r.Events.Eventf(svc, nil, kind, reason, "Release", format, args...)
 }
 
 // annotate sets our annotations where they differ, and touches nothing else. One without a value is removed.

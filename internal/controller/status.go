@@ -29,6 +29,8 @@ const (
 	reasonWaitingRestart = "WaitingForRestart"
 	reasonNotLabelled    = "NamespaceNotLabelled"
 	reasonExcluded       = "NamespaceExcluded"
+	reasonHalted         = "RolloutHalted"
+	reasonBroken         = "SidecarBroken"
 	reasonRestartOff     = "RestartIsOff"
 	reasonNotGuarded     = "NotRestrictedYet"
 )
@@ -131,7 +133,12 @@ func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Servic
 	if !spec.Guarded(svc) {
 		return condition{annotations.TunnelsReady, false, reasonNotGuarded, "the pods serve nothing until the edge keeps visitors out as the Service asks", false}, nil
 	}
-	return r.summarize(svc, spec, pods.Items, tunnels.Items, &ns, time.Now()), nil
+	now := time.Now()
+	halted, err := haltOf(ctx, r.Client, svc, now)
+	if err != nil {
+		return condition{}, err
+	}
+	return r.summarize(svc, spec, pods.Items, tunnels.Items, &ns, halted, now), nil
 }
 
 // missingConnection returns a connection of a pod that is not up, if there is one: the first that says why, else the first.
@@ -149,7 +156,7 @@ func missingConnection(tunnels map[int]v1alpha1.TunnelStatus, want int) (n int, 
 }
 
 // summarize makes the TunnelsReady condition of a Service out of what there is. It does no I/O.
-func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace, now time.Time) condition {
+func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec, pods []corev1.Pod, tunnels []v1alpha1.Tunnel, ns *corev1.Namespace, halted halt, now time.Time) condition {
 	// By UID, since a StatefulSet's new pod has the name of its predecessor, whose Tunnel may still be there.
 	byPod := map[types.UID]map[int]v1alpha1.TunnelStatus{} // by connection
 	for _, t := range tunnels {
@@ -164,6 +171,7 @@ func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec
 		}
 	}
 	var total, connected, bare, outdated, skipped int
+	var broken []string
 	var why *inject.Skip
 	var failing, waiting []string
 	var badPort error
@@ -184,6 +192,8 @@ func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec
 		switch {
 		case !missing:
 			connected++
+		case inject.IsBroken(pod):
+			broken = append(broken, pod.Name)
 		case !inject.HasSidecar(pod):
 			bare++
 		default:
@@ -209,6 +219,9 @@ func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec
 	if bare > 0 {
 		c.message += fmt.Sprintf(", %d waiting for a restart", bare)
 	}
+	if len(broken) > 0 {
+		c.message += fmt.Sprintf(", %d with a broken sidecar", len(broken))
+	}
 	if outdated > 0 {
 		c.message += fmt.Sprintf(", %d with an outdated sidecar", outdated)
 	}
@@ -223,17 +236,23 @@ func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec
 		return c
 	}
 	slices.Sort(failing)
+	slices.Sort(broken)
 	switch {
 	case total == 0 && skipped > 0:
 		return say(string(why.Reason), "", true)
 	case total == 0:
 		c.message = "the Service selects no running pod"
 		return say(reasonNoPods, "", false)
+	case halted.of != "":
+		c.ok = connected == total
+		return say(reasonHalted, halted.of, true)
 	case connected == total:
 		c.ok = true
 		return say(reasonAllConnected, "", false)
 	case badPort != nil:
 		return say(annotations.ReasonPortNotFound, badPort.Error(), true)
+	case len(broken) > 0:
+		return say(reasonBroken, fmt.Sprintf("pod %s: another admission webhook took restartPolicy: Always from the init container %s, so the pod never starts; mend that webhook (it may be too old to know the field), then make the pod anew", broken[0], inject.ContainerName), true)
 	case len(failing) > 0:
 		return say(reasonTunnelFailing, failing[0], true)
 	case bare > 0 && neverInjected(ns.Name, r.Namespace):
@@ -242,6 +261,8 @@ func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec
 		return say(reasonNotLabelled, annotations.NotLabelled(ns.Name), true)
 	case bare > 0 && spec.Rollout == annotations.RolloutNever:
 		return say(reasonRestartOff, fmt.Sprintf("%s is %q, so restart their workloads yourself (kubectl rollout restart)", annotations.RolloutMode, annotations.RolloutNever), false)
+	case bare > 0 && halted.elsewhere:
+		return say(reasonWaitingRestart, "restarts are halted until another workload, which is not healthy since its restart, is mended; the control plane's log names it", false)
 	case bare > 0:
 		return say(reasonWaitingRestart, "", false)
 	case len(waiting) > 0:

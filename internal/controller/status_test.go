@@ -110,7 +110,7 @@ func TestSummarize(t *testing.T) {
 			if tc.change != nil {
 				tc.change(&s, ns)
 			}
-			got := r.summarize(svc, s, tc.pods, tc.tunnels, ns, now)
+			got := r.summarize(svc, s, tc.pods, tc.tunnels, ns, halt{}, now)
 			if want := (condition{annotations.TunnelsReady, tc.ok, tc.reason, tc.message, tc.trouble}); got != want {
 				t.Errorf("got  %+v\nwant %+v", got, want)
 			}

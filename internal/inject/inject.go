@@ -78,3 +78,9 @@ func HasSidecar(pod *corev1.Pod) bool {
 func IsCurrent(pod *corev1.Pod, cfg Config) bool {
 	return HasSidecar(pod) && pod.Annotations[annotations.PodInjected] == cfg.Hash()
 }
+
+// IsBroken tells whether the sidecar was put into the pod, and then another webhook made an ordinary init container of it
+// (see HasSidecar): the pod never starts.
+func IsBroken(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.InitContainers, isOurContainer) && !HasSidecar(pod)
+}

@@ -187,6 +187,9 @@ func TestHasSidecarAndIsCurrent(t *testing.T) {
 			if has, current := HasSidecar(pod), IsCurrent(pod, cfg); has != tc.has || current != tc.current {
 				t.Errorf("HasSidecar %v, IsCurrent %v, want %v, %v", has, current, tc.has, tc.current)
 			}
+			if broken := IsBroken(pod); broken != strings.HasPrefix(tc.name, "restartPolicy") {
+				t.Errorf("IsBroken %v", broken)
+			}
 			again, skip := Inject(pod, cfg)
 			if skip != nil || !apiequality.Semantic.DeepEqual(again, injected) {
 				t.Errorf("injection does not repair it (skip %v)", skip)

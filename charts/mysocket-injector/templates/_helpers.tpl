@@ -14,6 +14,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
+{{/* Not those of mysocket.selector: the Job's pod is none of the control plane's. */}}
+{{- define "mysocket.cleanupLabels" -}}
+app.kubernetes.io/name: mysocket-injector-cleanup
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
 {{- define "mysocket.accountSecret" -}}
 {{- if .Values.account.existingSecret }}
 {{- if or .Values.account.email .Values.account.password }}
