@@ -102,9 +102,14 @@ func Open(o Options) (*Lab, error) {
 	return l, err
 }
 
-// Down ends the edge and the cluster and removes what Up made.
+// Down ends the edge and the cluster and removes what Up made. The edge's state goes with the cluster's: sockets that nobody
+// owns any more would be adopted by, and counted in, the next.
 func Down(ctx context.Context, o Options) error {
-	return errors.Join(stopEdge(ctx, edgeDir(o.Options)), cluster.Down(ctx, o.Options))
+	err := stopEdge(ctx, edgeDir(o.Options))
+	if err == nil {
+		err = os.RemoveAll(edgeDir(o.Options))
+	}
+	return errors.Join(err, cluster.Down(ctx, o.Options))
 }
 
 // root finds the repository's root, as the cluster package does.

@@ -41,6 +41,8 @@ const (
 var env struct {
 	*lab.Lab
 	api *apiReader
+	// foreign are the ids of the sockets that the edge had before: an interrupted run may have left some.
+	foreign map[string]bool
 }
 
 func TestMain(m *testing.M) {
@@ -66,6 +68,13 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	// What an interrupted run left would be found by the tests that look at everything.
-	_, err = env.Kube(ctx, "delete", "namespaces", "-l", ownLabel, "--timeout=2m")
+	if _, err = env.Kube(ctx, "delete", "namespaces", "-l", ownLabel, "--timeout=2m"); err != nil {
+		return err
+	}
+	sockets, err := env.Edge.Sockets(ctx)
+	env.foreign = map[string]bool{}
+	for _, k := range sockets {
+		env.foreign[k.ID] = true
+	}
 	return err
 }

@@ -135,8 +135,14 @@ func TestNamespaceDeletedMeanwhile(t *testing.T) {
 		}
 		return nil
 	})
-	if _, ok := s.socket(web); !ok || s.service(web).Metadata.Deleted == "" {
-		t.Error("the Service is not being deleted, or its socket is gone")
+	s.await(patience, "the Service to be marked as deleted", func() error {
+		if s.service(web).Metadata.Deleted == "" {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	if _, ok := s.socket(web); !ok {
+		t.Error("the socket is gone while nobody was there to delete it")
 	}
 	if err := scale(s.ctx, controlPlaneReplicas); err != nil {
 		t.Fatal(err)

@@ -66,6 +66,7 @@ type fakeGateway struct {
 	counts  map[string]int
 	tunnels int
 	hang    bool // deletes hang
+	deaf    int  // reports fail while there are fewer tunnels
 }
 
 func newFakeGateway(t testing.TB) *fakeGateway {
@@ -115,6 +116,13 @@ func (g *fakeGateway) allReports() []gatewayapi.StatusReport {
 	return slices.Clone(g.reports)
 }
 
+// loseReportsUntilTunnel makes reports fail until that many tunnels were registered.
+func (g *fakeGateway) loseReportsUntilTunnel(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.deaf = n
+}
+
 // moveTo gives the edge another address.
 func (g *fakeGateway) moveTo(address string) {
 	g.mu.Lock()
@@ -152,6 +160,9 @@ func (g *fakeGateway) Renew(_ context.Context, _ gatewayclient.Connection, tunne
 func (g *fakeGateway) Report(_ context.Context, _ gatewayclient.Connection, report gatewayapi.StatusReport) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.tunnels < g.deaf {
+		return errors.New("the gateway can't be reached")
+	}
 	g.reports = append(g.reports, report)
 	return nil
 }

@@ -24,7 +24,13 @@ type statusReporter struct {
 	wake       chan struct{}
 
 	mu     sync.Mutex
-	latest gatewayapi.StatusReport
+	latest status
+}
+
+// status is a report, and which registration it is of: a new one has a new object at the gateway, which knows nothing yet.
+type status struct {
+	gatewayapi.StatusReport
+	registration int
 }
 
 func newStatusReporter(around *surroundings, logger *slog.Logger, connection gatewayclient.Connection) *statusReporter {
@@ -44,7 +50,7 @@ func (r *statusReporter) start(ctx context.Context) (stop func()) {
 
 func (r *statusReporter) report(report gatewayapi.StatusReport) {
 	r.mu.Lock()
-	r.latest = report
+	r.latest.StatusReport = report
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -52,14 +58,21 @@ func (r *statusReporter) report(report gatewayapi.StatusReport) {
 	}
 }
 
-func (r *statusReporter) current() gatewayapi.StatusReport {
+// registered makes the next report one to send, even when the last one that was sent said the same.
+func (r *statusReporter) registered() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.latest.registration++
+}
+
+func (r *statusReporter) current() status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.latest
 }
 
 func (r *statusReporter) run(ctx context.Context) {
-	var sent gatewayapi.StatusReport
+	var sent status
 	for {
 		select {
 		case <-r.wake:
@@ -72,7 +85,7 @@ func (r *statusReporter) run(ctx context.Context) {
 			if now == sent {
 				break
 			}
-			err := r.around.gateway.Report(ctx, r.connection, now)
+			err := r.around.gateway.Report(ctx, r.connection, now.StatusReport)
 			if err == nil {
 				sent = now
 				break

@@ -335,6 +335,7 @@ func (s *supervisor) ensureLogin(work context.Context) error {
 		return err
 	}
 	s.loginRefused = 0
+	s.status.registered()
 	return s.takeLogin(registration)
 }
 

@@ -175,6 +175,32 @@ func TestATunnelThatTheGatewayForgotIsRegisteredAnew(t *testing.T) {
 	})
 }
 
+// The gateway loses its object of the tunnel while no report reaches it, and the sidecar is in the end where it was before:
+// the new object must hear of that.
+func TestANewRegistrationIsToldTheStateAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.start()
+		pass(t, 2*time.Second)
+		b.expectState(gatewayapi.StateConnected)
+		b.gateway.fail = func(call string, _ int) error {
+			if call == "renew" {
+				return refusedWith(http.StatusNotFound, 0)
+			}
+			return nil
+		}
+		b.gateway.loseReportsUntilTunnel(2)
+		pass(t, 6*time.Minute)
+		before := len(b.gateway.allReports())
+		b.last().lose(lost())
+		pass(t, time.Minute)
+		expect(t, "tunnel", b.sup.login.tunnelID, "tunnel-2")
+		if reports := b.gateway.allReports(); len(reports) != before+1 || reports[before].State != gatewayapi.StateConnected {
+			t.Errorf("after the new registration the gateway got %+v; want Connected once", reports[before:])
+		}
+	})
+}
+
 func TestARefusedLoginIsRenewedAndThenRegisteredAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
