@@ -8,12 +8,13 @@ import (
 )
 
 // slimPod keeps of a pod what the program reads: identity, labels, our annotation, owners, container names and ports,
-// volume mounts by name (inject.Check looks for ours), and how it is. A cluster's pods are most of what is cached.
+// volume mounts by name (inject.Check looks for ours), readiness probes of injected pods, and how it is. A cluster's pods are most of what is cached.
 func slimPod(obj any) (any, error) {
 	pod, ok := obj.(*corev1.Pod)
 	if !ok {
 		return obj, nil // a tombstone
 	}
+	_, injected := pod.Annotations[annotations.PodInjected]
 	slim := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name:              pod.Name,
@@ -29,8 +30,8 @@ func slimPod(obj any) (any, error) {
 			HostNetwork:    pod.Spec.HostNetwork,
 			OS:             pod.Spec.OS,
 			NodeSelector:   pod.Spec.NodeSelector,
-			Containers:     slimContainers(pod.Spec.Containers),
-			InitContainers: slimContainers(pod.Spec.InitContainers),
+			Containers:     slimContainers(pod.Spec.Containers, injected),
+			InitContainers: slimContainers(pod.Spec.InitContainers, injected),
 		},
 		Status: corev1.PodStatus{Phase: pod.Status.Phase},
 	}
@@ -45,10 +46,13 @@ func slimPod(obj any) (any, error) {
 	return slim, nil
 }
 
-func slimContainers(in []corev1.Container) []corev1.Container {
+func slimContainers(in []corev1.Container, probes bool) []corev1.Container {
 	var out []corev1.Container
 	for _, c := range in {
 		s := corev1.Container{Name: c.Name, Ports: c.Ports, RestartPolicy: c.RestartPolicy}
+		if probes && c.ReadinessProbe != nil && c.ReadinessProbe.Exec == nil {
+			s.ReadinessProbe = c.ReadinessProbe
+		}
 		for _, m := range c.VolumeMounts {
 			s.VolumeMounts = append(s.VolumeMounts, corev1.VolumeMount{Name: m.Name})
 		}

@@ -66,7 +66,7 @@ func pods(t *testing.T) map[string]*corev1.Pod {
 // TestSlimPodKeepsWhatIsRead asks a pod before and after slimming all that the program ever asks of one.
 func TestSlimPodKeepsWhatIsRead(t *testing.T) {
 	cfg := inject.Config{Image: "example.com/sidecar"}
-	skipped := 0
+	skipped, probes := 0, 0
 	for name, pod := range pods(t) {
 		pod.Namespace, pod.Name, pod.UID, pod.ResourceVersion = "shop", "web-1", "uid", "7"
 		pod.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "web", UID: "rs", Controller: ptr.To(true)}}
@@ -123,9 +123,25 @@ func TestSlimPodKeepsWhatIsRead(t *testing.T) {
 				t.Errorf("%s: kept what nobody reads: %+v", name, c)
 			}
 		}
+		_, injected := pod.Annotations[annotations.PodInjected]
+		for i, c := range pod.Spec.Containers {
+			want := c.ReadinessProbe
+			if !injected || want != nil && want.Exec != nil {
+				want = nil
+			}
+			if !equality.Semantic.DeepEqual(slim.Spec.Containers[i].ReadinessProbe, want) {
+				t.Errorf("%s: the readiness probe of %s is %v, want %v", name, c.Name, slim.Spec.Containers[i].ReadinessProbe, want)
+			}
+			if want != nil {
+				probes++
+			}
+		}
 		if slim.Spec.Volumes != nil || slim.ManagedFields != nil {
 			t.Errorf("%s: kept what nobody reads", name)
 		}
+	}
+	if probes < 3 {
+		t.Errorf("%d pods were injected and have a readiness probe; is every kind here?", probes)
 	}
 	if skipped < 8 {
 		t.Errorf("%d pods were skipped; is every reason here?", skipped)

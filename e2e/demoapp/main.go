@@ -7,6 +7,7 @@
 //	/stream?n=N&ms=M  N lines, one every M milliseconds, each sent at once
 //	/echo        what was asked (method, headers, body ...), as JSON
 //	/stop?ms=N   takes no new connections for N milliseconds
+//	/unready?ms=N  /healthz answers 503 for N milliseconds, and all else as before
 package main
 
 import (
@@ -22,6 +23,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -102,7 +104,23 @@ func handler(hostname string, stop chan<- time.Duration) http.Handler {
 		_, _ = fmt.Fprintf(w, "Server: %s\n", hostname)
 	}
 	mux.HandleFunc("/{$}", func(w http.ResponseWriter, _ *http.Request) { hello(w) })
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	var unreadyUntil atomic.Int64 // Unix time in nanoseconds
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if time.Now().UnixNano() < unreadyUntil.Load() {
+			http.Error(w, "told to be unready", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("/unready", func(w http.ResponseWriter, r *http.Request) {
+		ms, err := number(r, "ms", 1000, int(maxWait.Milliseconds()))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		unreadyUntil.Store(time.Now().Add(milliseconds(ms)).UnixNano())
+		hello(w)
+	})
 	mux.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
 		ms, err := number(r, "ms", 1000, int(maxWait.Milliseconds()))
 		if err != nil {

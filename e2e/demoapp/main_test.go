@@ -38,6 +38,25 @@ func TestHandler(t *testing.T) {
 	}
 }
 
+func TestUnready(t *testing.T) {
+	h := handler("pod-1", make(chan time.Duration, 1))
+	ask := func(path string) int {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		return w.Code
+	}
+	for _, step := range []struct {
+		path string
+		code int
+	}{
+		{"/healthz", 200}, {"/unready?ms=600000", 200}, {"/healthz", 503}, {"/", 200}, {"/unready?ms=0", 200}, {"/healthz", 200}, {"/unready?ms=x", 400},
+	} {
+		if got := ask(step.path); got != step.code {
+			t.Errorf("%s: got %d, want %d", step.path, got, step.code)
+		}
+	}
+}
+
 func TestEcho(t *testing.T) {
 	req := httptest.NewRequest(http.MethodPut, "/echo?a=b", strings.NewReader("hello"))
 	req.Header.Set("X-Forwarded-For", "192.0.2.7")

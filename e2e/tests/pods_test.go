@@ -28,6 +28,7 @@ func TestSideBySide(t *testing.T) {
 		{"AnnotationRemoved", testAnnotationRemoved},
 		{"PodKilled", testPodKilled},
 		{"AppStops", testAppStops},
+		{"AppNotReady", testAppNotReady},
 		{"BadInput", testBadInput},
 		{"Warnings", testWarnings},
 		{"Order", testOrder},
@@ -359,6 +360,50 @@ func testAppStops(t *testing.T) {
 	s.await(patience, "the pod to be ready", func() error {
 		if p := s.pods()[victim]; !p.ready() {
 			return errors.New("it is not")
+		}
+		return nil
+	})
+	s.samePods(before)
+	s.endLoad(l, time.Time{})
+}
+
+// testAppNotReady has the readiness probe of one pod fail for a while, as an app does that is too busy, and takes connections
+// all the time.
+func testAppNotReady(t *testing.T) {
+	s := newStage(t, injectable)
+	url := s.publish(2)
+	before := s.pods()
+	l := s.startLoad(url)
+	victim := s.somePod()
+	tell := func(what string) {
+		t.Helper()
+		client := &http.Client{Timeout: 10 * time.Second}
+		if _, err := ask(s.ctx, client, "http://"+net.JoinHostPort(before[victim].Status.PodIP, "8000")+what); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tell("/unready?ms=600000")
+	s.await(patience, "the failing probe to be noticed", func() error {
+		for _, tun := range s.tunnels() {
+			if tun.Spec.PodName == victim && (tun.Status.State != "WaitingForApp" || !strings.Contains(tun.Status.Message, "http GET /healthz on port 8000: status 503")) {
+				return fmt.Errorf("the Tunnel of pod %s is %s: %s", victim, tun.Status.State, tun.Status.Message)
+			}
+		}
+		return nil
+	})
+	if k, _ := s.socket(web); len(k.Tunnels) != 1 || k.Registered != 2 {
+		t.Errorf("the edge has %d tunnels in rotation and %d registered, want 1 and 2", len(k.Tunnels), k.Registered)
+	}
+	answers := l.from()[victim]
+	s.awaitMore(l, 50)
+	if more := l.from()[victim] - answers; more > 5 {
+		t.Errorf("%d more answers came from the app that is not ready", more)
+	}
+	tell("/unready?ms=0")
+	s.awaitConnected(web, 2)
+	s.await(patience, "traffic to the app that is ready again", func() error {
+		if l.from()[victim] <= answers+5 {
+			return errors.New("it answers nothing")
 		}
 		return nil
 	})

@@ -292,8 +292,13 @@ func TargetPort(port corev1.ServicePort, pod *corev1.PodSpec) (int32, error) {
 
 func restartable(init []corev1.Container) []corev1.Container {
 	return slices.DeleteFunc(slices.Clone(init), func(c corev1.Container) bool {
-		return c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways
+		return !IsNativeSidecar(&c)
 	})
+}
+
+// IsNativeSidecar tells whether an init container runs beside the others for the life of the pod.
+func IsNativeSidecar(init *corev1.Container) bool {
+	return init.RestartPolicy != nil && *init.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
 func wrong(annotation, value, allowed string) *Problem {

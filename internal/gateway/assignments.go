@@ -98,7 +98,7 @@ func (o offers) assign(pod *corev1.Pod) []gatewayapi.Assignment {
 				continue // the Service's condition says so
 			}
 			a := list[i].assignment
-			a.Port = port
+			a.Port, a.Probe = port, probeOf(&pod.Spec, port)
 			out = append(out, a)
 		}
 	}

@@ -61,6 +61,9 @@ type Assignment struct {
 	// ProxyProtocol is the version of the PROXY protocol header that the app expects before a visitor's bytes: one of the
 	// constants below, or empty for none.
 	ProxyProtocol string `json:"proxyProtocol,omitempty"`
+	// Probe is the readiness probe of the app's container, which then decides whether this replica gets visitors. Without
+	// one, an app that takes connections is ready.
+	Probe *Probe `json:"probe,omitempty"`
 	// EdgeAddress is where the edge is now. A registration that names another address is to be renewed before it is used
 	// again. May be empty, when any address is good.
 	EdgeAddress string `json:"edgeAddress,omitempty"`
@@ -71,6 +74,38 @@ const (
 	ProxyV1 = "v1"
 	ProxyV2 = "v2"
 )
+
+// The kinds of a probe. A probe that runs a command has no kind: it can't be run outside of its container.
+const (
+	ProbeHTTP  = "http"
+	ProbeHTTPS = "https"
+	ProbeTCP   = "tcp"
+	ProbeGRPC  = "grpc"
+)
+
+// Probe is a container's readiness probe as its author wrote it, with the API server's defaults.
+type Probe struct {
+	// Kind is one of the constants above.
+	Kind string `json:"kind"`
+	Port int32  `json:"port"`
+	// Host, Path and Headers are of http and https. An empty host is the pod's own IP; of tcp there is a host, too.
+	Host    string   `json:"host,omitempty"`
+	Path    string   `json:"path,omitempty"`
+	Headers []Header `json:"headers,omitempty"`
+	// Service is what grpc asks for; it may be empty.
+	Service string `json:"service,omitempty"`
+	// Thresholds count answers in a row.
+	PeriodSeconds    int32 `json:"periodSeconds"`
+	TimeoutSeconds   int32 `json:"timeoutSeconds"`
+	SuccessThreshold int32 `json:"successThreshold"`
+	FailureThreshold int32 `json:"failureThreshold"`
+}
+
+// Header is a header of an HTTP probe.
+type Header struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
 
 // RegisterRequest asks for a tunnel, or for a new certificate of one.
 type RegisterRequest struct {

@@ -295,16 +295,20 @@ type bench struct {
 	metrics *metrics
 	random  func() float64
 
-	mu       sync.Mutex
-	appDown  bool
-	checks   []time.Duration // since the start
-	attempts []time.Duration
-	configs  []tunnel.Config
-	tunnels  []*fakeTunnel
-	connect  func(n int) error // n counts from 1
-	began    time.Time
-	running  sync.WaitGroup
-	cancel   context.CancelFunc
+	mu      sync.Mutex
+	appDown bool
+	// unready makes the readiness probe fail, which takes this long.
+	unready    bool
+	probeTakes time.Duration
+	probes     []time.Duration // since the start
+	checks     []time.Duration // since the start
+	attempts   []time.Duration
+	configs    []tunnel.Config
+	tunnels    []*fakeTunnel
+	connect    func(n int) error // n counts from 1
+	began      time.Time
+	running    sync.WaitGroup
+	cancel     context.CancelFunc
 }
 
 func newBench(t *testing.T) *bench {
@@ -337,6 +341,23 @@ func newBench(t *testing.T) *bench {
 			}
 			return nil
 		},
+		probeApp: func(ctx context.Context, of *gatewayapi.Probe) error {
+			b.mu.Lock()
+			b.probes = append(b.probes, time.Since(b.began))
+			down, takes := b.unready, b.probeTakes
+			b.mu.Unlock()
+			timer := time.NewTimer(takes)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if down {
+				return errors.New("status 503")
+			}
+			return nil
+		},
 		key: newKey(t), version: "test", clock: retry.System(), random: func() float64 { return b.random() },
 		metrics: b.metrics, logger: slog.New(slog.DiscardHandler), connected: func() {},
 	}
@@ -361,6 +382,18 @@ func (b *bench) setApp(down bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.appDown = down
+}
+
+func (b *bench) setUnready(unready bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unready = unready
+}
+
+func (b *bench) probed() []time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.probes)
 }
 
 // last returns the newest tunnel; nil when there is none.

@@ -24,6 +24,7 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/drain"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/gatewayclient"
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/probe"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/tunnel"
 )
@@ -132,6 +133,7 @@ func New(cfg Config) (*Agent, error) {
 		},
 		dialApp:  podApp{cfg.PodIP}.dial,
 		checkApp: podApp{cfg.PodIP}.check,
+		probeApp: probe.New(cfg.PodIP, cfg.Version).Run,
 		key:      key,
 		version:  cfg.Version,
 		clock:    cfg.Clock,

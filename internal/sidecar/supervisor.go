@@ -65,9 +65,11 @@ type surroundings struct {
 	gateway gateway
 	// connect opens a tunnel; its errors are of type *tunnel.StepError.
 	connect func(context.Context, tunnel.Config) (edgeTunnel, error)
-	// dialApp connects a visitor to a port of the pod, and checkApp asks whether the app there is well.
+	// dialApp connects a visitor to a port of the pod, checkApp asks whether the app there takes connections, and probeApp
+	// whether it is ready.
 	dialApp  func(ctx context.Context, port int32) (*net.TCPConn, error)
 	checkApp func(ctx context.Context, port int32, proxyProtocol string) error
+	probeApp func(ctx context.Context, of *gatewayapi.Probe) error
 
 	key     ssh.Signer
 	version string
@@ -95,6 +97,7 @@ type supervisor struct {
 	status     *statusReporter
 
 	// Owned by the goroutine of run.
+	health       health
 	login        *login
 	loginRefused int
 	state        gatewayapi.State
@@ -119,6 +122,7 @@ func newSupervisor(around *surroundings, assignment gatewayapi.Assignment, n int
 	}
 	s := &supervisor{
 		around:      around,
+		health:      health{around: around},
 		logger:      logger,
 		connection:  gatewayclient.Connection{SocketID: assignment.SocketID, Number: n},
 		backoff:     retry.Backoff{Min: backoffMin, Max: backoffMax, Sustained: sustained, Random: around.random},

@@ -3,7 +3,7 @@ package sidecar
 import (
 	"context"
 	"errors"
-	"strconv"
+	"sync"
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
@@ -16,7 +16,7 @@ const (
 	firstCheckEvery = 250 * time.Millisecond
 	checkEvery      = time.Second
 	checkTimeout    = time.Second
-	// failuresToWithdraw is how many checks in a row an app must fail before its tunnel leaves the rotation.
+	// failuresToWithdraw is how many connections in a row an app must refuse before its tunnel leaves the rotation.
 	failuresToWithdraw = 3
 )
 
@@ -30,28 +30,25 @@ const (
 	endLost    end = "lost"           // the connection ended for a reason without a name of its own
 )
 
-// waitForApp returns true when the app takes connections, or need not, and false when ctx ends first.
+// waitForApp returns true when the app is well, or need not be, and false when ctx ends first.
 func (s *supervisor) waitForApp(ctx context.Context) bool {
 	wait, waiting := firstCheckEvery, false
 	for {
 		assignment := s.assignment.Load()
-		if assignment.PublishNotReady {
-			return ctx.Err() == nil
-		}
-		err := s.checkApp(ctx)
-		if err == nil {
-			if waiting {
-				s.message = "" // what is said of the app is over, and not to be said of the next states
-				s.logger.Info("the app answers", "port", assignment.Port)
-			}
-			return true
-		}
+		err := s.health.check(ctx, assignment, true, false)
 		if ctx.Err() != nil {
 			return false
 		}
+		if s.health.ready() {
+			if waiting {
+				s.message = "" // what is said of the app is over, and not to be said of the next states
+				s.logger.Info("the app is ready", "port", assignment.Port)
+			}
+			return true
+		}
+		s.waitsFor(err)
 		if !waiting {
 			waiting = true
-			s.enter(gatewayapi.StateWaitingForApp, "the app does not answer on port "+strconv.Itoa(int(assignment.Port)))
 			s.logger.Info("waiting for the app", "port", assignment.Port, "err", err)
 		}
 		if retry.Sleep(ctx, s.around.clock, wait) != nil {
@@ -61,22 +58,22 @@ func (s *supervisor) waitForApp(ctx context.Context) bool {
 	}
 }
 
-func (s *supervisor) checkApp(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	assignment := s.assignment.Load()
-	return s.around.checkApp(ctx, assignment.Port, assignment.ProxyProtocol)
+// waitsFor enters the state of waiting. It says why when it enters it, and again when there is a reason of another kind.
+func (s *supervisor) waitsFor(err error) {
+	if news := s.health.news(err); news || s.state != gatewayapi.StateWaitingForApp {
+		s.enter(gatewayapi.StateWaitingForApp, errorMessage(err))
+	}
 }
 
-// watch looks after a connected tunnel until it ends or is to end, and says why. An app that stops answering takes its
-// tunnel out of the edge's rotation, and puts it back when it answers again; the connection stays, and with it whoever
+// watch looks after a connected tunnel until it ends or is to end, and says why. An app that is no longer well takes its
+// tunnel out of the edge's rotation, and puts it back when it is well again; the connection stays, and with it whoever
 // is still being served.
 func (s *supervisor) watch(work context.Context, t edgeTunnel) end {
 	began := s.around.clock.Now()
 	defer func() { s.backoff.Worked(s.around.clock.Now().Sub(began)) }()
 	timer := s.around.clock.NewTimer(checkEvery)
 	defer timer.Stop()
-	failures, withdrawn := 0, false
+	withdrawn := false
 	for {
 		select {
 		case <-work.Done():
@@ -88,26 +85,32 @@ func (s *supervisor) watch(work context.Context, t edgeTunnel) end {
 		case <-timer.C():
 		}
 		err := s.checkConnected(work, t, withdrawn)
-		if work.Err() != nil {
+		select { // a check that was broken off says nothing of the app
+		case <-work.Done():
 			return endAsked
+		case <-t.Done():
+			return lostReason(t.Err())
+		case <-t.ReconnectAsked():
+			return endSession
+		default:
 		}
 		port := s.assignment.Load().Port
-		switch {
-		case err != nil:
-			failures++
+		if err != nil {
 			s.around.metrics.appCheckFailures.Inc()
-			if withdrawn || failures < failuresToWithdraw {
-				break
-			}
+		}
+		switch {
+		case !withdrawn && s.health.gone():
 			withdrawn = true
-			s.enter(gatewayapi.StateWaitingForApp, "the app stopped answering on port "+strconv.Itoa(int(port)))
-			s.logger.Warn("the app stopped answering; leaving the edge's rotation", "port", port, "err", err, "open", t.Open())
+			s.waitsFor(err)
+			s.logger.Warn("the app is not ready any more; leaving the edge's rotation", "port", port, "err", err, "open", t.Open())
 			if err := s.withdraw(work, t, withdrawTimeout); work.Err() != nil {
 				return endAsked
 			} else if err != nil {
 				s.logger.Warn("withdrawal failed", "err", err)
 				return endForward
 			}
+		case withdrawn && !s.health.ready():
+			s.waitsFor(err)
 		case withdrawn:
 			if err := t.Forward(work); work.Err() != nil {
 				return endAsked
@@ -115,25 +118,32 @@ func (s *supervisor) watch(work context.Context, t edgeTunnel) end {
 				s.logger.Warn("the edge does not forward again", "err", err)
 				return endForward
 			}
-			failures, withdrawn = 0, false
+			withdrawn = false
 			s.enter(gatewayapi.StateConnected, "")
-			s.logger.Info("the app answers again; back in the edge's rotation", "port", port)
-		default:
-			failures = 0
+			s.logger.Info("the app is ready again; back in the edge's rotation", "port", port)
 		}
 		timer.Reset(checkEvery)
 	}
 }
 
-// checkConnected checks the app of a connected tunnel. A visitor whom the app just took has been check enough.
-func (s *supervisor) checkConnected(ctx context.Context, t edgeTunnel, withdrawn bool) error {
-	if s.assignment.Load().PublishNotReady {
-		return nil
-	}
-	if !withdrawn && s.around.clock.Now().Sub(t.LastDial()) < checkEvery {
-		return nil
-	}
-	return s.checkApp(ctx)
+// checkConnected checks the app of a connected tunnel, until that ends. A visitor whom the app just took has been check
+// enough of whether it takes connections.
+func (s *supervisor) checkConnected(work context.Context, t edgeTunnel, withdrawn bool) error {
+	ctx, cancel := context.WithCancel(work)
+	checked := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() { // a probe may take many seconds
+		select {
+		case <-t.Done():
+		case <-t.ReconnectAsked():
+		case <-checked:
+		}
+		cancel()
+	})
+	defer watching.Wait()
+	defer close(checked)
+	served := !withdrawn && s.around.clock.Now().Sub(t.LastDial()) < checkEvery
+	return s.health.check(ctx, s.assignment.Load(), false, served)
 }
 
 func (s *supervisor) withdraw(ctx context.Context, t edgeTunnel, timeout time.Duration) error {
