@@ -407,6 +407,12 @@ func testAppNotReady(t *testing.T) {
 		}
 		return nil
 	})
+	s.await(patience, "the kubelet to see it, too", func() error {
+		if p := s.pods()[victim]; !p.ready() {
+			return errors.New("the pod is not ready")
+		}
+		return nil
+	})
 	s.samePods(before)
 	s.endLoad(l, time.Time{})
 }
