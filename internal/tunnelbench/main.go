@@ -1,0 +1,81 @@
+// Command tunnelbench measures what a tunnel costs: our sidecar's tunnel and the OpenSSH client, each against our edge and
+// against OpenSSH's sshd, and as the floor two plain TCP relays in the same places. All of it runs on loopback, with one
+// backend, one load generator and AES-128-GCM, in rounds that take turns, so that a busy machine is as busy for each. It
+// must not be used by the product.
+//
+//	make bench-tunnel
+//
+// A replica's tunnel, the backend and the relays are processes of their own (this program with a role as its first argument),
+// so that their time and memory can be read from /proc.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// settings say what is measured and for how long.
+type settings struct {
+	rounds  int
+	seconds float64
+	open    int
+	only    string
+	edge    string
+}
+
+func (s settings) duration() time.Duration { return time.Duration(s.seconds * float64(time.Second)) }
+
+func (s settings) wants(what string) bool { return s.only == "" || strings.Contains(s.only, what) }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "tunnelbench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "backend":
+			return serveBackend(ctx)
+		case "relay":
+			return serveRelay(ctx, args[1:])
+		case "tunnel":
+			return serveTunnel(ctx, args[1:])
+		}
+	}
+	var s settings
+	f := flag.NewFlagSet("tunnelbench", flag.ContinueOnError)
+	f.IntVar(&s.rounds, "rounds", 5, "how often each measurement is repeated; medians are reported")
+	f.Float64Var(&s.seconds, "seconds", 2, "how long one measurement lasts")
+	f.IntVar(&s.open, "open", 1000, "connections that are open at once when memory is measured")
+	f.StringVar(&s.only, "only", "", "only these measurements, comma separated: bulk, small, new, memory")
+	f.StringVar(&s.edge, "edge", "", "the mysocket-edge program (required)")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case f.NArg() > 0:
+		return fmt.Errorf("unexpected argument %q", f.Arg(0))
+	case s.rounds < 1 || s.rounds > 100:
+		return fmt.Errorf("--rounds %d: allowed are 1 to 100", s.rounds)
+	case s.seconds < 0.1 || s.seconds > 60:
+		return fmt.Errorf("--seconds %g: allowed are 0.1 to 60", s.seconds)
+	case s.open < 1 || s.open > 5000:
+		return fmt.Errorf("--open %d: allowed are 1 to 5000", s.open)
+	case s.edge == "":
+		return errors.New("--edge is missing: the path of the mysocket-edge program")
+	}
+	return measureAll(ctx, s)
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync/atomic"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/tunnel"
+)
+
+// login is what both clients need to log in to a server.
+type login struct {
+	// Address is the SSH server's, User who logs in with the private key of KeyFile; the server has the key of HostKeyFile.
+	Address, User, KeyFile, HostKeyFile string
+	// Ports are what to ask for with tcpip-forward: one connection for each.
+	Ports []uint32
+	// Backend is where visitors go.
+	Backend string
+}
+
+// serveTunnel is a replica: the sidecar's own tunnels, without the supervisor around them. It prints "connected" and runs
+// until ctx ends or a connection is lost.
+func serveTunnel(ctx context.Context, args []string) error {
+	if len(args) != 1 {
+		return errors.New("tunnel: give the login as JSON")
+	}
+	var l login
+	if err := json.Unmarshal([]byte(args[0]), &l); err != nil {
+		return err
+	}
+	// As the injected container has it: 256 MiB, of which Go may use nine tenths.
+	debug.SetMemoryLimit(256 << 20 / 10 * 9)
+	private, err := os.ReadFile(l.KeyFile)
+	if err != nil {
+		return err
+	}
+	signer, err := ssh.ParsePrivateKey(private)
+	if err != nil {
+		return err
+	}
+	public, err := os.ReadFile(l.HostKeyFile)
+	if err != nil {
+		return err
+	}
+	hostKey, _, _, _, err := ssh.ParseAuthorizedKey(public)
+	if err != nil {
+		return err
+	}
+	for _, port := range l.Ports {
+		t, err := tunnel.Connect(ctx, tunnel.Config{
+			Address: l.Address, User: l.User, Signer: signer, HostKeys: []ssh.PublicKey{hostKey},
+			ForwardHost: "localhost", ForwardPort: port, ClientVersion: "SSH-2.0-mysocket-sidecar_bench",
+			DialApp: func(ctx context.Context) (*net.TCPConn, error) {
+				conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Backend)
+				if err != nil {
+					return nil, err
+				}
+				tcp, ok := conn.(*net.TCPConn)
+				if !ok {
+					return nil, errors.New("the backend is not TCP")
+				}
+				return tcp, nil
+			},
+			Clock: retry.System(), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Observer: &counts{},
+		})
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		defer context.AfterFunc(ctx, t.Close)()
+	}
+	fmt.Println("connected")
+	<-ctx.Done()
+	return nil
+}
+
+// counts observes a tunnel as cheaply as the sidecar's metrics do.
+type counts struct{ opened, closed, toApp, toEdge, failed, rejected atomic.Int64 }
+
+func (c *counts) ConnectionOpened() { c.opened.Add(1) }
+func (c *counts) ConnectionClosed() { c.closed.Add(1) }
+func (c *counts) BytesToApp(n int)  { c.toApp.Add(int64(n)) }
+func (c *counts) BytesToEdge(n int) { c.toEdge.Add(int64(n)) }
+func (c *counts) DialFailed(string) { c.failed.Add(1) }
+func (c *counts) Rejected(string)   { c.rejected.Add(1) }
