@@ -37,9 +37,13 @@ test-envtest: need-test ## tests of the control plane against a real API server
 test-e2e: need-go ## tests of the cluster and on it (needs root); leaves it up, make demo-down ends it
 	$(E2E) test -tags cluster -count=1 -timeout 30m -p 1 -v ./cluster ./tests
 
-.PHONY: bench
+.PHONY: bench bench-tunnel
 bench: need-go ## measure what the README states
 	$(E2E) run ./cmd/measure
+bench-tunnel: need-go ## measure tunnels: ours and OpenSSH's, against our edge and sshd, over plain relays (about 8 minutes)
+	@hack/need.sh ssh=openssh-client sshd=openssh-server
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/mysocket-edge ./internal/tunnelbench
+	bin/tunnelbench --edge bin/mysocket-edge
 
 .PHONY: build images generate lint fmt
 build: ## build the three programs into bin/

@@ -10,10 +10,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/mysocketio/mysocket-injector/internal/sidecar"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/drain"
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/tunnel"
 )
 
 // version is set by the linker.
@@ -69,6 +71,9 @@ func run(args []string, getenv func(string) string, stderr io.Writer) error {
 	cfg, err := parseRun(args, getenv, stderr)
 	if err != nil {
 		return err
+	}
+	if getenv("GOGC") == "" {
+		debug.SetGCPercent(tunnel.GCPercent)
 	}
 	agent, err := sidecar.New(cfg)
 	if err != nil {

@@ -37,7 +37,8 @@ func serveTunnel(ctx context.Context, args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &l); err != nil {
 		return err
 	}
-	// As the injected container has it: 256 MiB, of which Go may use nine tenths.
+	// As in the injected container, which has 256 MiB.
+	debug.SetGCPercent(tunnel.GCPercent)
 	debug.SetMemoryLimit(256 << 20 / 10 * 9)
 	private, err := os.ReadFile(l.KeyFile)
 	if err != nil {

@@ -28,6 +28,11 @@ const (
 	// maxDials bounds how many channels dial the app at once: more than its listen backlog holds is of no use.
 	maxDials = 256
 
+	// GCPercent is the garbage collector's setting (GOGC) that suits a process of tunnels. x/crypto/ssh allocates each packet
+	// that it receives; in a heap of a few MiB the default would collect after every 130 of them. An idle tunnel allocates
+	// nothing, so it costs memory only under load, and GOMEMLIMIT bounds that.
+	GCPercent = 400
+
 	defaultHandshakeTimeout = 15 * time.Second
 	defaultDialTimeout      = 3 * time.Second
 )
