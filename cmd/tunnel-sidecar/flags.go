@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/mysocketio/mysocket-injector/internal/sidecar"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/drain"
+	"github.com/mysocketio/mysocket-injector/internal/sidecar/tunnel"
 )
 
 // usageError is a mistake on the command line.
@@ -38,6 +40,7 @@ func parseRun(args []string, getenv func(string) string, stderr io.Writer) (side
 	drainSocket := flags.String("drain-socket", drain.DefaultName, drainSocketHelp)
 	drainTimeout := flags.Duration("drain-timeout", 25*time.Second, "how long drain waits for open connections")
 	readyGrace := flags.Duration("ready-grace", 60*time.Second, "after this time the pod is ready though tunnels are not connected")
+	edgeProxy := flags.String("edge-proxy", "", "`URL` of a proxy to the edge: http, https, socks5 or socks5h; when not given, the environment's HTTPS_PROXY and NO_PROXY count")
 	logLevel := flags.String("log-level", "info", "debug, info, warn or error")
 	logFormat := flags.String("log-format", "text", "text or json")
 	if err := parse(flags, args); err != nil {
@@ -64,8 +67,13 @@ func parseRun(args []string, getenv func(string) string, stderr io.Writer) (side
 			return sidecar.Config{}, &usageError{err}
 		}
 	}
+	proxy, err := proxyFor(*edgeProxy)
+	if err != nil {
+		return sidecar.Config{}, &usageError{err}
+	}
 	return sidecar.Config{
 		GatewayURL:   *gateway,
+		EdgeProxy:    proxy,
 		TokenFile:    *tokenFile,
 		CAFile:       *caFile,
 		PodIP:        *podIP,
@@ -205,4 +213,21 @@ func checkDuration(name string, value, least time.Duration) error {
 		return fmt.Errorf("%s is %s; it must be %s or more, such as 25s", name, value, least)
 	}
 	return nil
+}
+
+// proxyFor returns how to find the proxy to an edge: the one that the flag names, or what the environment says of HTTPS.
+func proxyFor(flag string) (func(address string) (*url.URL, error), error) {
+	if flag == "" {
+		return func(address string) (*url.URL, error) {
+			return http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: "https", Host: address}})
+		}, nil
+	}
+	u, err := url.Parse(flag)
+	if err != nil {
+		return nil, errors.New("--edge-proxy is no URL") // which may hold a password, so it is not repeated
+	}
+	if err := tunnel.CheckProxy(u); err != nil {
+		return nil, fmt.Errorf("--edge-proxy: %w", err)
+	}
+	return func(string) (*url.URL, error) { return u, nil }, nil
 }

@@ -28,6 +28,8 @@ func TestWrongCommandLines(t *testing.T) {
 		{"no duration", []string{"run", gateway, "--drain-timeout=25"}, "25"},
 		{"ready grace", []string{"run", gateway, "--ready-grace=-1s"}, "--ready-grace is -1s"},
 		{"log level", []string{"run", gateway, "--log-level=loud"}, `--log-level is "loud"; it must be debug, info, warn or error`},
+		{"edge proxy", []string{"run", gateway, "--edge-proxy=ftp://proxy.example"}, `--edge-proxy: the proxy's scheme is "ftp"`},
+		{"edge proxy with a password", []string{"run", gateway, "--edge-proxy=http://me:s3cret@proxy.example"}, "--edge-proxy: the proxy's address has a user name or password"},
 		{"log format", []string{"run", gateway, "--log-format=xml"}, `--log-format is "xml"; it must be text or json`},
 		{"socket name", []string{"drain", "--drain-socket=a/b"}, `--drain-socket is "a/b"`},
 	}
@@ -66,5 +68,28 @@ func TestLogLinesSayOnlyWhatThereIs(t *testing.T) {
 	logger.Info("tunnel lost", "err", nil, "hint", "", "edge", "e:22")
 	if got := out.String(); !strings.HasSuffix(got, "level=INFO msg=\"tunnel lost\" edge=e:22\n") {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestProxyFor(t *testing.T) {
+	t.Setenv("HTTPS_PROXY", "http://from-environment.example:3128")
+	t.Setenv("NO_PROXY", "near.example")
+	for _, tc := range []struct{ flag, address, want string }{
+		{"socks5://from-flag.example:1080", "near.example:22", "socks5://from-flag.example:1080"},
+		{"", "edge.example:22", "http://from-environment.example:3128"},
+		{"", "near.example:22", ""},
+	} {
+		proxy, err := proxyFor(tc.flag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := proxy(tc.address)
+		text := ""
+		if got != nil {
+			text = got.String()
+		}
+		if err != nil || text != tc.want {
+			t.Errorf("flag %q, %s: got %q, %v; want %q", tc.flag, tc.address, text, err, tc.want)
+		}
 	}
 }

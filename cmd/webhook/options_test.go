@@ -117,6 +117,7 @@ func TestOptionsSayWhatIsWrong(t *testing.T) {
 		{"ready grace that would mean the default", []string{"--sidecar-ready-grace=0"}, "--sidecar-ready-grace 0s: it must be longer than zero"},
 		{"memory limit", []string{"--memory-limit=-1"}, "--memory-limit -1: it can't be negative"},
 		{"sidecar log level", []string{"--sidecar-log-level=trace"}, `sidecar log level "trace"`},
+		{"sidecar edge proxy", []string{"--sidecar-edge-proxy=ftp://proxy.example"}, `sidecar edge proxy "ftp://proxy.example"`},
 		{"sidecar log format", []string{"--sidecar-log-format=xml"}, `sidecar log format "xml"`},
 		{"gateway service", []string{"--gateway-service=a/b"}, "gateway URL"},
 		{"host keys that are not there", []string{"--mysocket-ssh-host-keys=/nowhere"}, "--mysocket-ssh-host-keys: open /nowhere"},

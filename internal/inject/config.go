@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -28,6 +29,7 @@ const (
 var (
 	logLevels    = []string{"debug", "info", "warn", "error"}
 	logFormats   = []string{"text", "json"}
+	proxySchemes = []string{"http", "https", "socks5", "socks5h"}
 	pullPolicies = []string{string(corev1.PullAlways), string(corev1.PullIfNotPresent), string(corev1.PullNever)}
 )
 
@@ -49,6 +51,9 @@ type Config struct {
 	AdminPort int32
 	// ReadyGrace is how long the sidecar keeps the pod unready while it has no tunnel yet.
 	ReadyGrace time.Duration
+	// EdgeProxy is the proxy through which sidecars reach the edge, SCHEME://HOST:PORT with http, https, socks5 or socks5h;
+	// empty for none. It can't hold credentials, since everybody who may read pods reads it.
+	EdgeProxy string `json:",omitempty"`
 	// LogLevel is one of debug, info, warn, error.
 	LogLevel string
 	// LogFormat is text or json.
@@ -115,7 +120,26 @@ func (c Config) Validate() error {
 	if !slices.Contains(logFormats, c.LogFormat) {
 		return fmt.Errorf("sidecar log format %q: allowed are %s", c.LogFormat, strings.Join(logFormats, ", "))
 	}
+	if err := validateProxy(c.EdgeProxy); err != nil {
+		return err
+	}
 	return validateResources(c.Resources)
+}
+
+func validateProxy(s string) error {
+	if s == "" {
+		return nil
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return errors.New("sidecar edge proxy: it is no URL")
+	case u.User != nil:
+		return errors.New("sidecar edge proxy: it holds a user name or password, which everybody who may read pods would see; only proxies without are supported")
+	case !slices.Contains(proxySchemes, u.Scheme) || u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("sidecar edge proxy %q: it has to be SCHEME://HOST:PORT and nothing after, the scheme one of %s", s, strings.Join(proxySchemes, ", "))
+	}
+	return nil
 }
 
 func validateGatewayURL(s string) error {

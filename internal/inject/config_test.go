@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,7 @@ func TestHashNamesWhatIsInjected(t *testing.T) {
 		"request":     func(c *Config) { c.Resources.Requests[corev1.ResourceCPU] = resource.MustParse("20m") },
 		"admin port":  func(c *Config) { c.AdminPort = 15000 },
 		"ready grace": func(c *Config) { c.ReadyGrace = time.Second },
+		"edge proxy":  func(c *Config) { c.EdgeProxy = "socks5://proxy.example:1080" },
 		"log level":   func(c *Config) { c.LogLevel = "debug" },
 		"log format":  func(c *Config) { c.LogFormat = "json" },
 	} {
@@ -80,5 +82,37 @@ func TestHashNamesWhatIsInjected(t *testing.T) {
 			t.Errorf("%s has the same hash as %s", name, other)
 		}
 		seen[cfg.Hash()] = name
+	}
+}
+
+func TestEdgeProxy(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                            "",
+		"http://proxy.example:3128":   "",
+		"socks5h://10.0.0.7:1080":     "",
+		"proxy.example:3128":          "SCHEME://HOST:PORT",
+		"http://proxy.example:3128/x": "SCHEME://HOST:PORT",
+		"http://me:s3cret@proxy:3128": "user name or password",
+		"http://me:s3cret@pro xy":     "no URL",
+	} {
+		cfg := testConfig()
+		cfg.EdgeProxy = text
+		err := cfg.Validate()
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+		if err != nil && strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: the error shows the password: %v", text, err)
+		}
+		if err != nil {
+			continue
+		}
+		pod, skip := Inject(&corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "app"}}}}, cfg)
+		if skip != nil {
+			t.Fatal(skip)
+		}
+		if args := pod.Spec.InitContainers[0].Args; slices.Contains(args, "--edge-proxy="+text) != (text != "") {
+			t.Errorf("%q: the sidecar's arguments are %q", text, args)
+		}
 	}
 }

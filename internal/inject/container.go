@@ -44,18 +44,10 @@ func sidecar(pod *corev1.Pod, cfg Config) corev1.Container {
 		ImagePullPolicy: cfg.ImagePullPolicy,
 		RestartPolicy:   ptr.To(corev1.ContainerRestartPolicyAlways),
 		Command:         []string{SidecarCommand},
-		Args: []string{
-			"run",
-			"--gateway=" + cfg.GatewayURL,
-			"--admin-address=:" + strconv.Itoa(int(port)),
-			"--drain-timeout=" + strconv.FormatInt(drainSeconds(&pod.Spec), 10) + "s",
-			"--ready-grace=" + cfg.ReadyGrace.Round(time.Millisecond).String(),
-			"--log-level=" + cfg.LogLevel,
-			"--log-format=" + cfg.LogFormat,
-		},
-		Env:       environment(cfg.Resources),
-		Ports:     []corev1.ContainerPort{{Name: AdminPortName, ContainerPort: port, Protocol: corev1.ProtocolTCP}},
-		Resources: resources(pod.Spec.Resources, cfg.Resources),
+		Args:            arguments(pod, cfg, port),
+		Env:             environment(cfg.Resources),
+		Ports:           []corev1.ContainerPort{{Name: AdminPortName, ContainerPort: port, Protocol: corev1.ProtocolTCP}},
+		Resources:       resources(pod.Spec.Resources, cfg.Resources),
 		// The kubelet runs preStop when the deletion begins, and sends a native sidecar its SIGTERM only after the app's
 		// containers have ended: drain first, exit last.
 		Lifecycle:      &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{SidecarCommand, "drain"}}}},
@@ -75,6 +67,22 @@ func sidecar(pod *corev1.Pod, cfg Config) corev1.Container {
 		},
 		VolumeMounts: []corev1.VolumeMount{{Name: VolumeName, MountPath: MountPath, ReadOnly: true}},
 	}
+}
+
+func arguments(pod *corev1.Pod, cfg Config, port int32) []string {
+	args := []string{
+		"run",
+		"--gateway=" + cfg.GatewayURL,
+		"--admin-address=:" + strconv.Itoa(int(port)),
+		"--drain-timeout=" + strconv.FormatInt(drainSeconds(&pod.Spec), 10) + "s",
+		"--ready-grace=" + cfg.ReadyGrace.Round(time.Millisecond).String(),
+		"--log-level=" + cfg.LogLevel,
+		"--log-format=" + cfg.LogFormat,
+	}
+	if cfg.EdgeProxy != "" {
+		args = append(args, "--edge-proxy="+cfg.EdgeProxy)
+	}
+	return args
 }
 
 func environment(r corev1.ResourceRequirements) []corev1.EnvVar {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"slices"
 	"sync"
 	"testing"
@@ -358,7 +359,8 @@ func newBench(t *testing.T) *bench {
 			}
 			return nil
 		},
-		key: newKey(t), version: "test", clock: retry.System(), random: func() float64 { return b.random() },
+		proxy: func(string) (*url.URL, error) { return nil, nil }, //nolint:nilnil // no proxy
+		key:   newKey(t), version: "test", clock: retry.System(), random: func() float64 { return b.random() },
 		metrics: b.metrics, logger: slog.New(slog.DiscardHandler), connected: func() {},
 	}
 	b.sup = newSupervisor(around, gatewayapi.Assignment{SocketID: "s1", SocketName: "k8s shop.web", Service: "web", Port: 8000}, 0)

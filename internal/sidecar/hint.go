@@ -16,6 +16,8 @@ func hint(err error) string {
 		return "check the edge's address in the control plane's settings, and the pod's DNS"
 	case tunnel.StepTCP:
 		return "check that the edge runs, and that network policies let this pod reach it"
+	case tunnel.StepProxy:
+		return "check the chart's sidecar.edgeProxy, that this pod reaches the proxy, and that the proxy may reach the edge's port"
 	case tunnel.StepHostKey:
 		return "if the edge's key was changed on purpose, give the new one to the control plane"
 	case tunnel.StepAuth:

@@ -15,6 +15,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,8 +51,10 @@ type Config struct {
 	DrainTimeout time.Duration
 	// ReadyGrace is when the pod becomes ready though its tunnels are not connected.
 	ReadyGrace time.Duration
-	Version    string
-	Logger     *slog.Logger
+	// EdgeProxy returns the proxy through which to reach the edge at an address; a nil URL for none. It may be left out.
+	EdgeProxy func(address string) (*url.URL, error)
+	Version   string
+	Logger    *slog.Logger
 	// Clock and Random, which draws from [0, 1), may be left out.
 	Clock  retry.Clock
 	Random func() float64
@@ -80,6 +83,9 @@ type Agent struct {
 func New(cfg Config) (*Agent, error) {
 	if cfg.Clock == nil {
 		cfg.Clock = retry.System()
+	}
+	if cfg.EdgeProxy == nil {
+		cfg.EdgeProxy = func(string) (*url.URL, error) { return nil, nil } //nolint:nilnil // no proxy, as net/http has it
 	}
 	if cfg.Random == nil {
 		cfg.Random = mathrand.Float64
@@ -134,6 +140,7 @@ func New(cfg Config) (*Agent, error) {
 		dialApp:  podApp{cfg.PodIP}.dial,
 		checkApp: podApp{cfg.PodIP}.check,
 		probeApp: probe.New(cfg.PodIP, cfg.Version).Run,
+		proxy:    cfg.EdgeProxy,
 		key:      key,
 		version:  cfg.Version,
 		clock:    cfg.Clock,

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,6 +72,7 @@ type surroundings struct {
 	checkApp func(ctx context.Context, port int32, proxyProtocol string) error
 	probeApp func(ctx context.Context, of *gatewayapi.Probe) error
 
+	proxy   func(address string) (*url.URL, error) // that leads to the edge; a nil URL for none
 	key     ssh.Signer
 	version string
 	clock   retry.Clock
@@ -287,8 +289,13 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 		s.logger.Info("connecting to the edge", "tunnel", s.login.tunnelID, "edge", s.login.address)
 	}
 	s.login.used = true
+	proxy, err := s.around.proxy(s.login.address)
+	if err != nil {
+		return nil, &tunnel.StepError{Step: tunnel.StepProxy, Err: err}
+	}
 	t, err := s.around.connect(work, tunnel.Config{
 		Address:       s.login.address,
+		Proxy:         proxy,
 		User:          s.login.user,
 		Signer:        s.login.signer,
 		HostKeys:      s.login.hostKeys,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,9 +23,9 @@ const (
 	maxBanner   = 256
 )
 
-// dialEdge opens the TCP connection to the edge.
-func dialEdge(ctx context.Context, address string) (net.Conn, error) {
-	dialer := net.Dialer{
+// dialEdge opens the TCP connection to the edge, or one to a proxy that leads to it.
+func dialEdge(ctx context.Context, address string, via *url.URL) (net.Conn, error) {
+	dialer := &net.Dialer{
 		Timeout:         connectTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4},
 		Control: func(_, _ string, raw syscall.RawConn) error {
@@ -34,6 +35,9 @@ func dialEdge(ctx context.Context, address string) (net.Conn, error) {
 			})
 			return errors.Join(err, failed)
 		},
+	}
+	if via != nil {
+		return dialProxy(ctx, dialer, via, address)
 	}
 	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err == nil {

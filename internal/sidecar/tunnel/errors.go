@@ -16,6 +16,7 @@ type Step string
 const (
 	StepDNS       Step = "dns"
 	StepTCP       Step = "tcp"
+	StepProxy     Step = "proxy" // instead of the first two
 	StepHandshake Step = "ssh handshake"
 	StepHostKey   Step = "host key"
 	StepAuth      Step = "auth"

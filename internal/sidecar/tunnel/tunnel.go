@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,8 @@ const (
 type Config struct {
 	// Address is the edge's SSH server, host:port.
 	Address string
+	// Proxy is the proxy to connect through; nil for none. CheckProxy says which are allowed.
+	Proxy *url.URL
 	// User and Signer log in; the signer normally holds a certificate.
 	User   string
 	Signer ssh.Signer
@@ -113,7 +116,7 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if cfg.DialTimeout == 0 {
 		cfg.DialTimeout = defaultDialTimeout
 	}
-	conn, err := dialEdge(ctx, cfg.Address)
+	conn, err := dialEdge(ctx, cfg.Address, cfg.Proxy)
 	if err != nil {
 		return nil, err
 	}
