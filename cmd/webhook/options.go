@@ -47,7 +47,8 @@ type options struct {
 	metricsAddress       string
 	healthAddress        string
 
-	memoryLimit int64
+	memoryLimit   int64
+	shutdownDelay time.Duration
 
 	rolloutMaxConcurrent int
 	rolloutOutdated      bool
@@ -90,6 +91,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&pullPolicy, "sidecar-pull-policy", string(corev1.PullIfNotPresent), "pull policy of the sidecar's image: Always, IfNotPresent, Never")
 	f.StringVar(&resources, "sidecar-resources", `{"requests":{"cpu":"10m","memory":"24Mi"},"limits":{"cpu":"500m","memory":"256Mi"}}`, "resources of the sidecar's container, as JSON")
 	f.Int64Var(&o.memoryLimit, "memory-limit", 0, "the container's memory limit in bytes; 0: none")
+	f.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "how long admission and gateway go on after SIGTERM, until the cluster has heard that this pod ends; 0s to 15s")
 	f.IntVar(&adminPort, "sidecar-admin-port", inject.DefaultAdminPort, "port of the sidecar's probes and metrics")
 	f.DurationVar(&o.sidecar.ReadyGrace, "sidecar-ready-grace", inject.DefaultReadyGrace, "how long a new pod may stay unready while it has no tunnel yet")
 	f.StringVar(&o.sidecar.EdgeProxy, "sidecar-edge-proxy", "", "proxy through which sidecars reach the edge, SCHEME://HOST:PORT with http, https, socks5 or socks5h; none when empty")
@@ -137,6 +139,9 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	}
 	if o.sidecar.ReadyGrace <= 0 {
 		return nil, fmt.Errorf("--sidecar-ready-grace %s: it must be longer than zero", o.sidecar.ReadyGrace)
+	}
+	if o.shutdownDelay < 0 || o.shutdownDelay > maxShutdownDelay {
+		return nil, fmt.Errorf("--shutdown-delay %s: allowed are 0s to %s", o.shutdownDelay, maxShutdownDelay)
 	}
 	if o.memoryLimit < 0 {
 		return nil, fmt.Errorf("--memory-limit %d: it can't be negative", o.memoryLimit)
@@ -253,5 +258,9 @@ func readCA(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// shutdownTimeout is how long running admissions and gateway requests may take to end; the pod's grace period is 30 s.
-const shutdownTimeout = 10 * time.Second
+const (
+	// shutdownTimeout is how long running admissions and gateway requests may take to end. With the delay before it, it must
+	// fit into the pod's grace period of 30 s.
+	shutdownTimeout  = 10 * time.Second
+	maxShutdownDelay = 15 * time.Second
+)

@@ -56,7 +56,7 @@ func TestOptionsHaveDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o.apiURL != "https://api.mysocket.io" || o.sshAddress != "ssh.mysocket.io:22" || o.webhookPort != 10250 || o.gatewayPort != 10443 ||
-		o.rolloutMaxConcurrent != 1 || o.rolloutOutdated || o.hostKeys != nil || o.apiCA != nil || o.logLevel != 0 || o.logFormat != "text" {
+		o.rolloutMaxConcurrent != 1 || o.shutdownDelay != 5*time.Second || o.rolloutOutdated || o.hostKeys != nil || o.apiCA != nil || o.logLevel != 0 || o.logFormat != "text" {
 		t.Errorf("options %+v", o)
 	}
 	if o.sidecar.GatewayURL != "https://mysocket-injector-gateway.mysocket-system.svc:443" || o.sidecar.ReadyGrace != time.Minute ||
@@ -116,6 +116,8 @@ func TestOptionsSayWhatIsWrong(t *testing.T) {
 		{"ready grace", []string{"--sidecar-ready-grace=-1s"}, "--sidecar-ready-grace -1s: it must be longer than zero"},
 		{"ready grace that would mean the default", []string{"--sidecar-ready-grace=0"}, "--sidecar-ready-grace 0s: it must be longer than zero"},
 		{"memory limit", []string{"--memory-limit=-1"}, "--memory-limit -1: it can't be negative"},
+		{"shutdown delay", []string{"--shutdown-delay=-1s"}, "--shutdown-delay -1s: allowed are 0s to 15s"},
+		{"shutdown delay beyond the grace period", []string{"--shutdown-delay=16s"}, "--shutdown-delay 16s: allowed are 0s to 15s"},
 		{"sidecar log level", []string{"--sidecar-log-level=trace"}, `sidecar log level "trace"`},
 		{"sidecar edge proxy", []string{"--sidecar-edge-proxy=ftp://proxy.example"}, `sidecar edge proxy "ftp://proxy.example"`},
 		{"sidecar log format", []string{"--sidecar-log-format=xml"}, `sidecar log format "xml"`},

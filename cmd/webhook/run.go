@@ -130,7 +130,9 @@ func run(ctx context.Context, o *options) error {
 		}
 	}
 	log.Info("control plane starts", "version", version, "api", o.apiURL, "ssh", o.sshAddress, "sidecar", o.sidecar.Image)
-	return mgr.Start(ctx)
+	later, cancel := lingering(ctx, o.shutdownDelay)
+	defer cancel()
+	return mgr.Start(later)
 }
 
 func newLogger(o *options) *slog.Logger {
