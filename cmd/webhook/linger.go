@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net/http"
 	"time"
 )
 
@@ -18,4 +19,15 @@ func lingering(ctx context.Context, wait time.Duration) (later context.Context, 
 		stop()
 		end()
 	}
+}
+
+// closing has every connection closed with its next answer once ctx has ended, so that the API server has none left to ask on
+// when the listener closes.
+func closing(ctx context.Context, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if ctx.Err() != nil {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,4 +45,21 @@ func TestLingering(t *testing.T) {
 			tell()
 		})
 	})
+}
+
+func TestClosing(t *testing.T) {
+	told, tell := context.WithCancel(t.Context())
+	server := httptest.NewServer(closing(told, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+	defer server.Close()
+	for _, want := range []bool{false, true} {
+		res, err := server.Client().Get(server.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.Close != want {
+			t.Errorf("the connection closes: %t, want %t", res.Close, want)
+		}
+		tell()
+	}
 }

@@ -207,8 +207,8 @@ func addAdmission(ctx context.Context, mgr manager.Manager, live client.Client, 
 	if err != nil {
 		return err
 	}
-	mgr.GetWebhookServer().Register("/mutate-pod", &webhookadmission.Webhook{Handler: mutator})
-	mgr.GetWebhookServer().Register("/validate-service", &webhookadmission.Webhook{Handler: validator})
+	mgr.GetWebhookServer().Register("/mutate-pod", closing(ctx, &webhookadmission.Webhook{Handler: mutator}))
+	mgr.GetWebhookServer().Register("/validate-service", closing(ctx, &webhookadmission.Webhook{Handler: validator}))
 	return nil
 }
 

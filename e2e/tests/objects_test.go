@@ -188,23 +188,29 @@ func newAPIReader(ctx context.Context, l *lab.Lab) (*apiReader, error) {
 
 // get reads the object or list at a path.
 func (a *apiReader) get(ctx context.Context, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.server+path, nil)
+	return a.do(ctx, http.MethodGet, path, "", into)
+}
+
+// do sends a request with a JSON body, if it is not empty, and reads the answer.
+func (a *apiReader) do(ctx context.Context, method, path, body string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, a.server+path, strings.NewReader(body))
 	if err != nil {
 		return err
 	}
+	req.Header.Set("Content-Type", "application/json")
 	res, err := a.http.Do(req)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = res.Body.Close() }()
-	body, err := io.ReadAll(res.Body)
+	answer, err := io.ReadAll(res.Body)
 	if err != nil {
 		return err
 	}
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s: %s", path, res.Status, strings.TrimSpace(string(body)))
+	if res.StatusCode/100 != 2 {
+		return fmt.Errorf("%s %s: %s: %s", method, path, res.Status, strings.TrimSpace(string(answer)))
 	}
-	return json.Unmarshal(body, into)
+	return json.Unmarshal(answer, into)
 }
 
 func pods(ctx context.Context, namespace, selector string) ([]pod, error) {

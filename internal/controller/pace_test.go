@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -166,6 +167,10 @@ func TestFailedRestartHaltsAll(t *testing.T) {
 				s.follow(1)
 				elsewhere.run(rolloutWait)
 			}
+			if about := s.events.abouts(); !slices.Equal(about, []string{"Deployment web"}) {
+				t.Errorf("Events about %q", about)
+			}
+			s.wantEvents("Warning RolloutHalted: not healthy since it was restarted for the tunnel sidecar")
 			if restarted() != 0 {
 				t.Fatal("another workload was restarted after the failure")
 			}

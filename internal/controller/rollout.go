@@ -76,8 +76,10 @@ type RolloutReconciler struct {
 	AdmissionReady func(context.Context) error
 	Now            func() time.Time
 
-	// told are the failed workloads that the log has. Only Reconcile touches it, and only one runs at a time.
+	// told are the failed workloads that the log has, said what Events have been recorded of pods and workloads that are not
+	// ours to restart. Only Reconcile touches them, and only one runs at a time.
 	told map[types.UID]bool
+	said tellings
 	// waiting are the Services whose turn has not come, to be woken when a restart is over. Forgetting them costs a delay.
 	mu      sync.Mutex
 	waiting map[reconcile.Request]bool
@@ -141,13 +143,15 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}
 	svc := &corev1.Service{}
 	if err := r.Client.Get(ctx, req.NamespacedName, svc); err != nil {
+		delete(r.said, req.NamespacedName)
 		return reconcile.Result{}, client.IgnoreNotFound(err)
 	}
 	if svc.DeletionTimestamp != nil || !annotations.IsEnabled(svc) || svc.Annotations[annotations.SocketID] == "" {
+		delete(r.said, req.NamespacedName)
 		return reconcile.Result{}, nil
 	}
 	spec, err := annotations.Parse(svc, r.Cluster)
-	if err != nil || spec.Rollout != annotations.RolloutAuto {
+	if err != nil {
 		return reconcile.Result{}, nil //nolint:nilerr // an edit is an event; the condition says the rest
 	}
 	ns := &corev1.Namespace{}
@@ -160,6 +164,14 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.InNamespace(svc.Namespace), client.MatchingLabels(svc.Spec.Selector)); err != nil {
 		return reconcile.Result{}, fmt.Errorf("list the pods of Service %s: %w", req, err)
+	}
+	told := r.said.round(req.NamespacedName)
+	if err := r.tellSkipped(ctx, svc, pods.Items, told); err != nil {
+		return reconcile.Result{}, err
+	}
+	if spec.Rollout != annotations.RolloutAuto {
+		told.done()
+		return reconcile.Result{}, nil
 	}
 	again := time.Duration(0)
 	seen := map[types.UID]bool{} // workloads; the owners of a Deployment's pods are ReplicaSets
@@ -188,11 +200,14 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 			continue
 		}
 		seen[w.UID()] = true
-		wait, err := r.restart(ctx, svc, w, r.lacks(pod))
+		wait, err := r.restart(ctx, svc, w, r.lacks(pod), told)
 		if err != nil {
 			return reconcile.Result{}, err
 		}
 		again = sooner(again, wait)
+	}
+	if !full { // else not all were looked at
+		told.done()
 	}
 	return reconcile.Result{RequeueAfter: again}, nil
 }
@@ -248,8 +263,11 @@ func sooner(a, b time.Duration) time.Duration {
 }
 
 // restart restarts a workload if that is ours to do and it is time, and says when to look again.
-func (r *RolloutReconciler) restart(ctx context.Context, svc *corev1.Service, w *workload, lacks string) (time.Duration, error) {
+func (r *RolloutReconciler) restart(ctx context.Context, svc *corev1.Service, w *workload, lacks string, told *round) (time.Duration, error) {
 	if w.held != "" {
+		if !told.first(w.UID(), w.held) {
+			return 0, nil
+		}
 		r.Events.Eventf(svc, w.object, corev1.EventTypeWarning, "RestartNeeded", "Rollout", "%s", w.held)
 		return 0, nil
 	}
@@ -357,10 +375,14 @@ func (r *RolloutReconciler) follow(ctx context.Context) (reconcile.Result, error
 				return unlessConflict(fmt.Errorf("take the label %s off %s: %w", annotations.Restarting, name, err))
 			}
 			log.Info("restart is over", "workload", name, "healthy", w.rolledOut)
+			if w.rolledOut {
+				r.Events.Eventf(w.object, nil, corev1.EventTypeNormal, "RestartDone", "Rollout", "all pods are new and healthy after the restart for the tunnel sidecar")
+			}
 			continue
 		case failed:
 			if told[w.UID()] = true; !r.told[w.UID()] {
 				log.Info("restarts are halted: a workload has not become healthy after its restart", "workload", name, "restarted", w.restartedAt())
+				r.Events.Eventf(w.object, nil, corev1.EventTypeWarning, reasonHalted, "Rollout", "not healthy since it was restarted for the tunnel sidecar; no workload of the cluster is restarted for it until this one is healthy or changed")
 			}
 		case moving:
 		}

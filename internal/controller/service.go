@@ -142,6 +142,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
 	r.protected.remember(req.NamespacedName, protection)
+	before := svc.Annotations[annotations.SocketID]
 	if err := r.annotate(ctx, svc, map[string]string{
 		annotations.SocketID: socket.ID,
 		annotations.DNSName:  socket.DNSName,
@@ -150,6 +151,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}); err != nil {
 		return reconcile.Result{}, err
 	}
+	r.tellSocket(svc, socket, found, before)
 	if err := r.publishIngress(ctx, svc, socket.DNSName); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -176,6 +178,19 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}
 	return again, r.setConditions(ctx, svc,
 		condition{annotations.SocketReady, true, reasonReady, "the public name is " + socket.URL(), false}, tunnels)
+}
+
+// tellSocket records an Event when the Service has got another socket than the one with the id of before, which may be empty.
+func (r *ServiceReconciler) tellSocket(svc *corev1.Service, socket mysocket.Socket, found bool, before string) {
+	switch {
+	case socket.ID == before:
+	case found:
+		r.Events.Eventf(svc, nil, corev1.EventTypeNormal, "SocketAdopted", "Reconcile", "the socket %q was there already and is used: its public name is %s", socket.Name, socket.DNSName)
+	case before == "":
+		r.Events.Eventf(svc, nil, corev1.EventTypeNormal, "SocketCreated", "Reconcile", "the socket %q was made: its public name is %s", socket.Name, socket.DNSName)
+	default:
+		r.Events.Eventf(svc, nil, corev1.EventTypeWarning, "SocketCreated", "Reconcile", "the socket %q was gone at Mysocket and was made anew: its public name is now %s", socket.Name, socket.DNSName)
+	}
 }
 
 // forget drops what is remembered of a Service that is not public any more.

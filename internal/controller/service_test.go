@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"reflect"
 	"strings"
@@ -116,7 +117,7 @@ func TestEnabledValidNoSocketOfItsName(t *testing.T) {
 	}
 	wantCondition(t, svc, annotations.SocketReady, metav1.ConditionTrue, "Ready", "the public name is "+list[0].URL())
 	wantCondition(t, svc, annotations.TunnelsReady, metav1.ConditionFalse, "NoPods", "selects no running pod")
-	s.wantEvent("Normal Ready: the public name is " + list[0].URL())
+	s.wantEvents(fmt.Sprintf("Normal SocketCreated: the socket %q was made: its public name is %s", list[0].Name, list[0].DNSName), "Normal Ready: the public name is "+list[0].URL())
 
 	version := svc.ResourceVersion
 	s.mustReconcile(svc)
@@ -146,6 +147,7 @@ func TestEnabledValidSocketOfItsName(t *testing.T) {
 	if svc.Annotations[annotations.SocketID] != there.ID || svc.Annotations[annotations.URL] != there.URL() || !hasFinalizer(svc) || len(s.sockets()) != 1 {
 		t.Errorf("annotations %v, want socket %s", svc.Annotations, there.ID)
 	}
+	s.wantEvents(fmt.Sprintf("Normal SocketAdopted: the socket %q was there already and is used: its public name is %s", there.Name, there.DNSName), "Normal Ready: ")
 }
 
 func TestOfSeveralSocketsTheSmallestIDUnlessAnnotated(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/reference"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -73,12 +74,18 @@ func newStage(t *testing.T) *stage {
 type recorder struct {
 	mu     sync.Mutex
 	events []string
+	about  []string // "Kind name" of each
 }
 
 // Eventf implements events.EventRecorder.
-func (r *recorder) Eventf(_, _ runtime.Object, kind, reason, _, note string, args ...any) {
+func (r *recorder) Eventf(regarding, _ runtime.Object, kind, reason, _, note string, args ...any) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	of, err := reference.GetReference(cluster.Scheme, regarding) // as the real one does
+	if err != nil {
+		of = &corev1.ObjectReference{Kind: err.Error()}
+	}
+	r.about = append(r.about, of.Kind+" "+of.Name)
 	r.events = append(r.events, kind+" "+reason+": "+fmt.Sprintf(note, args...))
 }
 
@@ -87,8 +94,15 @@ func (r *recorder) take() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	events := r.events
-	r.events = nil
+	r.events, r.about = nil, nil
 	return events
+}
+
+// abouts returns what the Events since the last take are about, as "Kind name".
+func (r *recorder) abouts() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.about)
 }
 
 // wantEvent wants exactly one Event since the last look, with this beginning.
@@ -96,6 +110,15 @@ func (s *stage) wantEvent(beginning string) {
 	s.t.Helper()
 	if events := s.events.take(); len(events) != 1 || !strings.HasPrefix(events[0], beginning) {
 		s.t.Errorf("events %q, want one: %s", events, beginning)
+	}
+}
+
+// wantEvents wants exactly the Events with these beginnings since the last look.
+func (s *stage) wantEvents(beginnings ...string) {
+	s.t.Helper()
+	events := s.events.take()
+	if !slices.EqualFunc(events, beginnings, strings.HasPrefix) {
+		s.t.Errorf("events %q, want %q", events, beginnings)
 	}
 }
 
