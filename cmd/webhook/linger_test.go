@@ -39,6 +39,7 @@ func TestLingering(t *testing.T) {
 	t.Run("cancelled", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			told, tell := context.WithCancel(t.Context())
+			defer tell()
 			ctx, cancel := lingering(told, time.Hour)
 			cancel()
 			<-ctx.Done()
