@@ -50,6 +50,7 @@ func TestLingering(t *testing.T) {
 
 func TestClosing(t *testing.T) {
 	told, tell := context.WithCancel(t.Context())
+	defer tell()
 	server := httptest.NewServer(closing(told, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
 	defer server.Close()
 	for _, want := range []bool{false, true} {

@@ -294,14 +294,19 @@ func (c *Client) send(ctx context.Context, method, endpoint, path, token string,
 		}
 		return &APIError{Op: method + " " + endpoint, Status: status, Message: errorMessage(answer, secrets), RetryAfter: retryAfter(resp.Header, c.now())}
 	}
+	garbage := fmt.Errorf("%s %s: the Mysocket API answered %d with something that is not the expected JSON", method, endpoint, status)
 	if out == nil {
+		// Some proxy's page is no success: what was to be deleted would be left behind.
+		if len(bytes.TrimSpace(answer)) > 0 && !json.Valid(answer) {
+			return garbage
+		}
 		return nil
 	}
 	if status == http.StatusNoContent {
 		return fmt.Errorf("%s %s: %w", method, endpoint, errNoContent)
 	}
 	if err := json.Unmarshal(answer, out); err != nil {
-		return fmt.Errorf("%s %s: the Mysocket API answered %d with something that is not the expected JSON", method, endpoint, status)
+		return garbage
 	}
 	return nil
 }

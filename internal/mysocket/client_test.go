@@ -362,17 +362,22 @@ func TestOneListForAllWhoAsk(t *testing.T) {
 
 func TestDeletingWhatIsGone(t *testing.T) {
 	a, c := newAPI(t)
-	a.on("DELETE /socket/1", answer(404, ""), answer(500, ""))
-	a.on("DELETE /socket/1/tunnel/2", answer(404, ""), answer(500, ""))
+	answers := []http.HandlerFunc{answer(404, ""), answer(200, " {} \n"), answer(500, ""), answer(200, "<html>")}
+	a.on("DELETE /socket/1", answers...)
+	a.on("DELETE /socket/1/tunnel/2", answers...)
 	for _, del := range []func() error{
 		func() error { return c.DeleteSocket(t.Context(), "1") },
 		func() error { return c.DeleteTunnel(t.Context(), "1", "2") },
 	} {
-		if err := del(); err != nil {
-			t.Errorf("404: %v", err)
+		for _, good := range []string{"404", "200 with JSON"} {
+			if err := del(); err != nil {
+				t.Errorf("%s: %v", good, err)
+			}
 		}
-		if err := del(); err == nil {
-			t.Error("500 is a success")
+		for _, bad := range []string{"500", "200 with a page"} {
+			if err := del(); err == nil {
+				t.Errorf("%s is a success", bad)
+			}
 		}
 	}
 }

@@ -4,6 +4,7 @@ package mysockettest
 
 import (
 	"crypto/tls"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -11,6 +12,7 @@ import (
 	"regexp"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/edgetest"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
@@ -122,6 +124,26 @@ func (p *Proxy) ClientOf(t testing.TB, credentials mysocket.Credentials) *mysock
 	return c
 }
 
+// HastyClient is a client with the edge's account that waits so long for an answer, and no longer.
+func (p *Proxy) HastyClient(t testing.TB, patience time.Duration) *mysocket.Client {
+	t.Helper()
+	patient, ok := p.server.Client().Transport.(*http.Transport)
+	if !ok {
+		t.Fatalf("the transport is a %T", p.server.Client().Transport)
+	}
+	hasty := patient.Clone()
+	hasty.ResponseHeaderTimeout = patience
+	t.Cleanup(hasty.CloseIdleConnections)
+	c, err := mysocket.New(mysocket.Config{
+		BaseURL: p.URL, Transport: hasty, Version: "test",
+		Credentials: func() (string, string, error) { return p.edge.Email, p.edge.Password, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
 // Answer answers with a status and a body, and does nothing of what was asked. header is name, value, name, value...
 func Answer(status int, body string, header ...string) Fault {
 	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
@@ -137,6 +159,30 @@ func Answer(status int, body string, header ...string) Fault {
 func LostAnswer(_ http.ResponseWriter, r *http.Request, forward http.Handler) {
 	forward.ServeHTTP(httptest.NewRecorder(), r)
 	panic(http.ErrAbortHandler)
+}
+
+// HalfAnswer breaks the connection in the middle of an answer, and does nothing of what was asked.
+func HalfAnswer(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", "1000")
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write([]byte(`[{"socket_id":"`))
+	_ = http.NewResponseController(w).Flush()
+	panic(http.ErrAbortHandler)
+}
+
+// Silence never answers, and does nothing of what was asked.
+func Silence(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+	_, _ = io.Copy(io.Discard, r.Body) // else the server does not see the client go
+	<-r.Context().Done()
+}
+
+// After does what was asked, and then answers as another fault does.
+func After(fault Fault) Fault {
+	return func(w http.ResponseWriter, r *http.Request, forward http.Handler) {
+		forward.ServeHTTP(httptest.NewRecorder(), r)
+		fault(w, r, forward)
+	}
 }
 
 // Refused breaks the connection, and does nothing of what was asked.
