@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -27,9 +30,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+	"sigs.k8s.io/yaml"
 
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
 	"github.com/mysocketio/mysocket-injector/internal/inject"
+	"github.com/mysocketio/mysocket-injector/internal/inject/injecttest"
 )
 
 const namespace = "shop"
@@ -573,6 +578,50 @@ func BenchmarkHandle(b *testing.B) {
 			for b.Loop() {
 				if response := post(b, m, body); len(response.Patch) == 0 {
 					b.Fatal("not injected")
+				}
+			}
+		})
+	}
+}
+
+// TestPatchAfterOtherWebhooks has other webhooks meddle with each golden pod between two calls of ours: the patch of the second
+// makes of the document what Inject makes of the pod.
+func TestPatchAfterOtherWebhooks(t *testing.T) {
+	m, _ := newMutator(t, reader(service("web", "true", "web")), reader())
+	files, err := filepath.Glob("../inject/testdata/*.in.yaml")
+	if err != nil || len(files) < 25 {
+		t.Fatalf("%d golden pods, %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".in.yaml"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := &corev1.Pod{}
+			if err := yaml.Unmarshal(data, in); err != nil {
+				t.Fatal(err)
+			}
+			metav1.SetMetaDataLabel(&in.ObjectMeta, "app", "web")
+			for seed := range uint64(5) {
+				pod := &corev1.Pod{}
+				if err := json.Unmarshal(patched(t, post(t, m, reviewOf(t, in)), in), pod); err != nil {
+					t.Fatal(err)
+				}
+				injecttest.Meddle(pod, rand.New(rand.NewPCG(seed, 0))) //nolint:gosec // no secret
+				want, skip := inject.Inject(pod, sidecarConfig())
+				if skip != nil {
+					t.Fatal(skip)
+				}
+				got := &corev1.Pod{}
+				if err := json.Unmarshal(patched(t, post(t, m, reviewOf(t, pod)), pod), got); err != nil {
+					t.Fatal(err)
+				}
+				if !apiequality.Semantic.DeepEqual(got, want) {
+					t.Fatalf("seed %d: patched to\n%+v\nwant\n%+v", seed, got, want)
+				}
+				if again := post(t, m, reviewOf(t, got)); len(again.Patch) != 0 {
+					t.Fatalf("seed %d: once more it patches %s", seed, again.Patch)
 				}
 			}
 		})
