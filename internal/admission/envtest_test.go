@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,7 +56,7 @@ func TestRealAPIServer(t *testing.T) {
 		running.Wait()
 	})
 	m, _ := newMutator(t, services, c)
-	installWebhook(t, c, m)
+	calls := installWebhook(t, c, m)
 
 	restricted := makeNamespace(t, c, "restricted", map[string]string{"pod-security.kubernetes.io/enforce": "restricted"})
 	budgeted := makeNamespace(t, c, "budgeted", nil)
@@ -97,6 +98,32 @@ func TestRealAPIServer(t *testing.T) {
 		pod := webPod()
 		pod.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")}
 		checkCreated(t, createPod(t, c, budgeted, pod))
+	})
+	t.Run("whom the API server does not ask about", func(t *testing.T) {
+		before := calls.Load()
+		own := makeNamespace(t, c, ownNamespace, nil) // labelled, and never ours all the same
+		unlabelled := makeNamespace(t, c, "unlabelled", map[string]string{annotations.NamespaceInjection: "disabled"})
+		mirror := webPod()
+		metav1.SetMetaDataAnnotation(&mirror.ObjectMeta, corev1.MirrorPodAnnotationKey, "abc")
+		mirror.Spec.NodeName = "a"
+		for _, tc := range []struct {
+			ns  string
+			pod *corev1.Pod
+		}{{own, webPod()}, {unlabelled, webPod()}, {plain, mirror}} {
+			tc.pod.Namespace = tc.ns
+			if err := c.Create(ctx, tc.pod, client.DryRunAll); err != nil || inject.HasSidecar(tc.pod) {
+				t.Errorf("in %s: %v, injected %t", tc.ns, err, inject.HasSidecar(tc.pod))
+			}
+		}
+		if n := calls.Load() - before; n != 0 {
+			t.Errorf("the webhook was called %d times", n)
+		}
+		pod := webPod() // with annotations, but none of a mirror pod
+		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, "example.com/a", "b")
+		pod.Namespace = plain
+		if err := c.Create(ctx, pod, client.DryRunAll); err != nil || !inject.HasSidecar(pod) {
+			t.Errorf("%v, injected %t", err, inject.HasSidecar(pod))
+		}
 	})
 	t.Run("dry run", func(t *testing.T) {
 		pod := webPod()
@@ -202,31 +229,31 @@ func startAPIServer(t *testing.T) *rest.Config {
 	return config
 }
 
-// installWebhook serves the mutator and tells the API server, as the chart does but with a policy that hides no failure.
-func installWebhook(t *testing.T, c client.Client, m *PodMutator) {
+// installWebhook serves the mutator and tells the API server with the chart's configuration, but with a policy that hides no
+// failure. It returns how often the webhook was called.
+func installWebhook(t *testing.T, c client.Client, m *PodMutator) *atomic.Int64 {
 	t.Helper()
+	calls := &atomic.Int64{}
 	mux := http.NewServeMux()
-	mux.Handle("/mutate-pod", &admission.Webhook{Handler: m})
+	handler := &admission.Webhook{Handler: m}
+	mux.HandleFunc("/mutate-pod", func(w http.ResponseWriter, r *http.Request) {
+		calls.Add(1)
+		handler.ServeHTTP(w, r)
+	})
 	server := httptest.NewTLSServer(mux)
 	t.Cleanup(server.Close)
-	ca := pemOf(server.Certificate().Raw)
-	err := c.Create(t.Context(), &admissionregistrationv1.MutatingWebhookConfiguration{
-		ObjectMeta: metav1.ObjectMeta{Name: "mysocket-injector"},
-		Webhooks: []admissionregistrationv1.MutatingWebhook{{
-			Name:                    "pods.mysocket.io",
-			AdmissionReviewVersions: []string{"v1"},
-			SideEffects:             ptr.To(admissionregistrationv1.SideEffectClassNone),
-			FailurePolicy:           ptr.To(admissionregistrationv1.Fail),
-			ReinvocationPolicy:      ptr.To(admissionregistrationv1.IfNeededReinvocationPolicy),
-			ClientConfig:            admissionregistrationv1.WebhookClientConfig{URL: ptr.To(server.URL + "/mutate-pod"), CABundle: ca},
-			NamespaceSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{annotations.NamespaceInjection: annotations.NamespaceInjectionEnabled}},
-			Rules: []admissionregistrationv1.RuleWithOperations{{
-				Operations: []admissionregistrationv1.OperationType{admissionregistrationv1.Create},
-				Rule:       admissionregistrationv1.Rule{APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"pods"}},
-			}},
-		}},
-	})
-	if err != nil {
+	configuration := &admissionregistrationv1.MutatingWebhookConfiguration{}
+	readChart(t, "MutatingWebhookConfiguration", configuration)
+	if len(configuration.Webhooks) != 1 {
+		t.Fatalf("the chart has %d mutating webhooks", len(configuration.Webhooks))
+	}
+	hook := &configuration.Webhooks[0]
+	if hook.ClientConfig.Service == nil || *hook.ClientConfig.Service.Path != "/mutate-pod" || len(hook.ClientConfig.CABundle) != 0 {
+		t.Fatalf("the chart's client configuration is %+v", hook.ClientConfig)
+	}
+	hook.ClientConfig = admissionregistrationv1.WebhookClientConfig{URL: ptr.To(server.URL + "/mutate-pod"), CABundle: pemOf(server.Certificate().Raw)}
+	hook.FailurePolicy = ptr.To(admissionregistrationv1.Fail)
+	if err := c.Create(t.Context(), configuration); err != nil {
 		t.Fatal(err)
 	}
 	// The API server learns of the configuration through a watch.
@@ -241,7 +268,7 @@ func installWebhook(t *testing.T, c client.Client, m *PodMutator) {
 		pod := webPod()
 		pod.Namespace = ns
 		if err := c.Create(t.Context(), pod, client.DryRunAll); err == nil && inject.HasSidecar(pod) {
-			return
+			return calls
 		}
 		select {
 		case <-deadline:

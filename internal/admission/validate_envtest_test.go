@@ -322,8 +322,19 @@ func awaitAPIServer(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// chartConfiguration is the webhook's configuration as the chart has it. Of Helm's language it knows what that template uses.
+// chartConfiguration is the validating webhook's configuration as the chart has it.
 func chartConfiguration(t *testing.T) *admissionregistrationv1.ValidatingWebhookConfiguration {
+	t.Helper()
+	configuration := &admissionregistrationv1.ValidatingWebhookConfiguration{}
+	readChart(t, "ValidatingWebhookConfiguration", configuration)
+	if len(configuration.Webhooks) != 1 {
+		t.Fatalf("the chart has %d validating webhooks", len(configuration.Webhooks))
+	}
+	return configuration
+}
+
+// readChart reads an object out of the webhook's template in the chart. Of Helm's language it knows what that template uses.
+func readChart(t *testing.T, kind string, into any) {
 	t.Helper()
 	text, err := os.ReadFile("../../charts/mysocket-injector/templates/webhook.yaml")
 	if err != nil {
@@ -345,15 +356,13 @@ func chartConfiguration(t *testing.T) *admissionregistrationv1.ValidatingWebhook
 		t.Fatal(err)
 	}
 	documents := strings.Split(rendered.String(), "\n---\n")
-	at := slices.IndexFunc(documents, func(d string) bool { return strings.Contains(d, "kind: ValidatingWebhookConfiguration") })
-	configuration := &admissionregistrationv1.ValidatingWebhookConfiguration{}
+	at := slices.IndexFunc(documents, func(d string) bool { return strings.Contains(d, "kind: "+kind) })
 	if at < 0 {
 		err = errors.New("there is none")
 	} else {
-		err = yaml.UnmarshalStrict([]byte(documents[at]), configuration)
+		err = yaml.UnmarshalStrict([]byte(documents[at]), into)
 	}
-	if err != nil || len(configuration.Webhooks) != 1 {
-		t.Fatalf("the chart's ValidatingWebhookConfiguration: %v", err)
+	if err != nil {
+		t.Fatalf("the chart's %s: %v", kind, err)
 	}
-	return configuration
 }
