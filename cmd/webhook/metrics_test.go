@@ -8,8 +8,8 @@ import (
 
 	"github.com/mysocketio/mysocket-injector/internal/admission"
 	"github.com/mysocketio/mysocket-injector/internal/certs"
-	"github.com/mysocketio/mysocket-injector/internal/gateway"
 	"github.com/mysocketio/mysocket-injector/internal/docstest"
+	"github.com/mysocketio/mysocket-injector/internal/gateway"
 )
 
 func TestMetricsAreDocumented(t *testing.T) {

@@ -608,7 +608,7 @@ func TestPatchAfterOtherWebhooks(t *testing.T) {
 				if err := json.Unmarshal(patched(t, post(t, m, reviewOf(t, in)), in), pod); err != nil {
 					t.Fatal(err)
 				}
-				injecttest.Meddle(pod, rand.New(rand.NewPCG(seed, 0))) //nolint:gosec // no secret
+				injecttest.Meddle(pod, rand.New(rand.NewPCG(seed, 0)))
 				want, skip := inject.Inject(pod, sidecarConfig())
 				if skip != nil {
 					t.Fatal(skip)

@@ -72,7 +72,7 @@ func FuzzAfterOtherWebhooks(f *testing.F) {
 
 func checkReinvocations(t *testing.T, pod *corev1.Pod, seed uint64) {
 	t.Helper()
-	r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // no secret
+	r := rand.New(rand.NewPCG(seed, 0))
 	pod, skip := inject.Inject(pod, config())
 	if skip != nil {
 		t.Fatal(skip)
