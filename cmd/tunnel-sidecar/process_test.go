@@ -100,9 +100,11 @@ func startEdge(t *testing.T) (*edgetest.Edge, *mysocket.Client, mysocket.Socket)
 	t.Helper()
 	edge := edgetest.Start(t)
 	api, err := mysocket.New(mysocket.Config{
-		BaseURL:     edge.APIURL,
-		Credentials: func() (string, string, error) { return edge.Email, edge.Password, nil },
-		Transport:   edge.APIClient(t).Transport,
+		BaseURL: edge.APIURL,
+		Credentials: func() (mysocket.Account, error) {
+			return mysocket.Account{Email: edge.Email, Password: edge.Password}, nil
+		},
+		Transport: edge.APIClient(t).Transport,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -251,7 +251,7 @@ func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f
 
 func withTransport(t *testing.T, f transport) *Client {
 	t.Helper()
-	c, err := New(Config{BaseURL: "https://api.example.com", Credentials: func() (string, string, error) { return testEmail, testPassword, nil }, Transport: f})
+	c, err := New(Config{BaseURL: "https://api.example.com", Credentials: func() (Account, error) { return Account{Email: testEmail, Password: testPassword}, nil }, Transport: f})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -113,7 +113,7 @@ func TestContractOfFailures(t *testing.T) {
 	proxy := mysockettest.Start(t, e)
 	ctx := t.Context()
 
-	stranger := proxy.ClientOf(t, func() (string, string, error) { return e.Email, "another password", nil })
+	stranger := proxy.ClientOf(t, mysocket.Account{Email: e.Email, Password: "another password"})
 	if _, err := stranger.Sockets(ctx, 0); !errors.Is(err, mysocket.ErrCredentials) {
 		t.Errorf("a wrong password: %v", err)
 	}

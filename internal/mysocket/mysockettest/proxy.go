@@ -109,11 +109,23 @@ func (p *Proxy) Requests(endpoint string) int {
 // Client is a client that speaks to the edge through the proxy, with the edge's account.
 func (p *Proxy) Client(t testing.TB) *mysocket.Client {
 	t.Helper()
-	return p.ClientOf(t, func() (string, string, error) { return p.edge.Email, p.edge.Password, nil })
+	return p.ClientOf(t, mysocket.Account{Email: p.edge.Email, Password: p.edge.Password})
 }
 
-// ClientOf is a client with other credentials.
-func (p *Proxy) ClientOf(t testing.TB, credentials mysocket.Credentials) *mysocket.Client {
+// TokenClient is a client that speaks the border0 dialect, with the access token of the same account.
+func (p *Proxy) TokenClient(t testing.TB) *mysocket.Client {
+	t.Helper()
+	return p.ClientOf(t, mysocket.Account{Token: p.edge.Token})
+}
+
+// ClientOf is a client of another account.
+func (p *Proxy) ClientOf(t testing.TB, account mysocket.Account) *mysocket.Client {
+	t.Helper()
+	return p.ClientWith(t, func() (mysocket.Account, error) { return account, nil })
+}
+
+// ClientWith is a client whose account may change or be missing.
+func (p *Proxy) ClientWith(t testing.TB, credentials mysocket.Credentials) *mysocket.Client {
 	t.Helper()
 	c, err := mysocket.New(mysocket.Config{BaseURL: p.URL, Credentials: credentials, Transport: p.server.Client().Transport, Version: "test"})
 	if err != nil {
