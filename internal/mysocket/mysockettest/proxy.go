@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/edgetest"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
@@ -153,3 +154,18 @@ func LostAnswer(_ http.ResponseWriter, r *http.Request, forward http.Handler) {
 
 // Refused breaks the connection, and does nothing of what was asked.
 func Refused(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
+
+// Eventually waits until condition holds, and fails the test when it doesn't within 20 s.
+func Eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
