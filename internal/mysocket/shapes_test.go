@@ -114,10 +114,11 @@ func TestRecordedShapes(t *testing.T) {
 		{"border0/error.json", 400, "400 Bad Request: socket_type is not known"},
 		{"border0/error_fallback.json", 429, "429 Too Many Requests: Too many requests"},
 	} {
-		a, c, endpoint := (*api)(nil), (*Client)(nil), "GET /socket"
-		if a, c = newAPI(t); strings.HasPrefix(tc.file, "border0") {
-			endpoint = "GET /api/v1/sockets"
+		a, c := newAPI(t)
+		endpoint := "GET /socket"
+		if strings.HasPrefix(tc.file, "border0") {
 			a, c, _ = newTokenAPI(t)
+			endpoint = "GET /api/v1/sockets"
 		}
 		a.on(endpoint, answer(tc.status, recorded(t, tc.file), "Retry-After", "2"))
 		_, err := list(c)
