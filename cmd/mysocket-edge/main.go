@@ -21,6 +21,9 @@ Usage:
   mysocket-edge user add [flags]       make an account; the password is read from stdin or a file
   mysocket-edge user list [flags]      list the accounts
   mysocket-edge user delete [flags]    delete an account with all its sockets
+  mysocket-edge token create [flags]   make an access token of an account and print it
+  mysocket-edge token list [flags]     list the access tokens
+  mysocket-edge token revoke [flags]   end the use of an access token
   mysocket-edge version                print the version
 
 "mysocket-edge COMMAND --help" lists the flags of a command.
@@ -44,6 +47,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return serve(ctx, args[1:], stderr)
 	case "user":
 		return user(args[1:], stdin, stdout, stderr)
+	case "token":
+		return token(args[1:], stdout, stderr)
 	case "version", "--version":
 		_, _ = fmt.Fprintln(stdout, "mysocket-edge", version)
 		return 0

@@ -32,6 +32,10 @@ func TestUsage(t *testing.T) {
 		{[]string{"fly"}, 2, `no command "fly"`},
 		{[]string{"user"}, 2, "user add"},
 		{[]string{"user", "fly"}, 2, `no command "fly"`},
+		{[]string{"token"}, 2, "token create"},
+		{[]string{"token", "fly"}, 2, `no command "fly"; there are create, list and revoke`},
+		{[]string{"token", "help"}, 0, "token revoke"},
+		{[]string{"token", "create", "--help"}, 0, "-lifetime"},
 		{[]string{"serve", "--help"}, 0, "-tcp-ports"},
 		{[]string{"user", "add", "--help"}, 0, "-password-file"},
 		{[]string{"serve", "extra"}, 2, `unexpected argument "extra"`},
@@ -88,6 +92,41 @@ func TestUserCommands(t *testing.T) {
 	}
 	if _, out, _ := invoke(t, "", "user", "list", "--state", state); strings.Count(out, "@") != 1 {
 		t.Errorf("the list is\n%s", out)
+	}
+}
+
+func TestTokenCommands(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "x.db")
+	do := func(code int, says string, args ...string) string {
+		t.Helper()
+		got, out, errs := invoke(t, "a long password", append(args, "--state", state)...)
+		if got != code || !strings.Contains(out+errs, says) {
+			t.Errorf("%q: exit %d, %s%s; want %d with %q", args, got, out, errs, code, says)
+		}
+		return strings.TrimSpace(out)
+	}
+	do(0, "-", "user", "add", "--email", "a@example.com")
+	token := do(0, ".", "token", "create", "--email", "A@example.com", "--name", "control plane")
+	if strings.Count(token, ".") != 2 || strings.ContainsAny(token, " \n") {
+		t.Errorf("printed %q", token)
+	}
+	do(0, ".", "token", "create", "--email", "a@example.com", "--lifetime", "24h")
+	do(1, `no account for "b@example.com"`, "token", "create", "--email", "b@example.com")
+	do(2, "--email is required", "token", "create")
+	do(2, "--lifetime -1s is negative", "token", "create", "--email", "a@example.com", "--lifetime", "-1s")
+	do(1, "the lifetime 1ms is not within", "token", "create", "--email", "a@example.com", "--lifetime", "1ms")
+	do(2, "-lifetime", "token", "create", "--email", "a@example.com", "--lifetime", "long")
+	list := strings.Split(do(0, "control plane", "token", "list"), "\n")
+	if len(list) != 3 || !strings.Contains(list[1], "never") || strings.Contains(list[2], "never") || strings.Contains(strings.Join(list, ""), token) {
+		t.Errorf("the list is %q", list)
+	}
+	id := strings.Fields(list[1])[0]
+	do(0, "revoked "+id, "token", "revoke", "--id", id)
+	do(1, "no access token with the id", "token", "revoke", "--id", id)
+	do(2, "--id is required", "token", "revoke")
+	do(0, "deleted", "user", "delete", "--email", "a@example.com")
+	if list := do(0, "E-MAIL", "token", "list"); strings.Count(list, "\n") != 0 {
+		t.Errorf("tokens outlive their account: %s", list)
 	}
 }
 

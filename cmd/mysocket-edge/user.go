@@ -53,17 +53,17 @@ func userAdd(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	password, err := readPassword(*passwordFile, stdin)
 	if err != nil {
-		return fail(stderr, "add", err)
+		return fail(stderr, "user add", err)
 	}
 	key := ""
 	if *keyFile != "" {
 		data, err := readBounded(*keyFile)
 		if err != nil {
-			return fail(stderr, "add", err)
+			return fail(stderr, "user add", err)
 		}
 		key = string(data)
 	}
-	return withAccounts(*state, "add", stderr, func(a *edge.Accounts) error {
+	return withAccounts(*state, "user add", stderr, func(a *edge.Accounts) error {
 		u, err := a.Add(edge.NewUser{Name: *name, Email: *email, Password: password, SSHKey: key})
 		if err == nil {
 			_, _ = fmt.Fprintln(stdout, u.ID)
@@ -78,7 +78,7 @@ func userList(args []string, stdout, stderr io.Writer) int {
 	if code, ok := parse(fs, args, stderr); !ok {
 		return code
 	}
-	return withAccounts(*state, "list", stderr, func(a *edge.Accounts) error {
+	return withAccounts(*state, "user list", stderr, func(a *edge.Accounts) error {
 		w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 		_, _ = fmt.Fprintln(w, "ID\tE-MAIL\tNAME\tSOCKETS\tCREATED")
 		for _, u := range a.List() {
@@ -99,7 +99,7 @@ func userDelete(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "mysocket-edge user delete: --email is required")
 		return 2
 	}
-	return withAccounts(*state, "delete", stderr, func(a *edge.Accounts) error {
+	return withAccounts(*state, "user delete", stderr, func(a *edge.Accounts) error {
 		if err := a.Delete(*email); err != nil {
 			return err
 		}
@@ -121,7 +121,7 @@ func withAccounts(state, command string, stderr io.Writer, do func(*edge.Account
 }
 
 func fail(stderr io.Writer, command string, err error) int {
-	_, _ = fmt.Fprintf(stderr, "mysocket-edge user %s: %v\n", command, err)
+	_, _ = fmt.Fprintf(stderr, "mysocket-edge %s: %v\n", command, err)
 	return 1
 }
 

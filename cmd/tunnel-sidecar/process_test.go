@@ -95,13 +95,17 @@ func (b *edgeBackend) Delete(ctx context.Context, socketID, tunnelID string) err
 	return b.api.DeleteTunnel(ctx, socketID, tunnelID)
 }
 
-// startEdge runs an edge with one socket.
-func startEdge(t *testing.T) (*edgetest.Edge, *mysocket.Client, mysocket.Socket) {
+// startEdge runs an edge with one socket. With border0 it is used with an access token, else with e-mail and password.
+func startEdge(t *testing.T, border0 bool) (*edgetest.Edge, *mysocket.Client, mysocket.Socket) {
 	t.Helper()
 	edge := edgetest.Start(t)
+	account := mysocket.Account{Email: edge.Email, Password: edge.Password}
+	if border0 {
+		account = mysocket.Account{Token: edge.Token}
+	}
 	api, err := mysocket.New(mysocket.Config{
 		BaseURL:     edge.APIURL,
-		Credentials: func() (string, string, error) { return edge.Email, edge.Password, nil },
+		Credentials: func() (mysocket.Account, error) { return account, nil },
 		Transport:   edge.APIClient(t).Transport,
 	})
 	if err != nil {
@@ -242,7 +246,7 @@ func (p *process) resident(t *testing.T) int {
 // request, end.
 func TestLifeOfASidecar(t *testing.T) {
 	program := build(t)
-	edge, api, socket := startEdge(t)
+	edge, api, socket := startEdge(t, false)
 	backend := &edgeBackend{api: api, edge: edge, tunnels: map[string]mysocket.Tunnel{}}
 	gateway := gatewaytest.Start(t, backend)
 

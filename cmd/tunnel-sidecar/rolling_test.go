@@ -23,12 +23,13 @@ import (
 // hook of their own, so that their SIGTERM comes after the withdrawal.
 func TestARolledPodLosesNoRequest(t *testing.T) {
 	program := build(t)
-	t.Run("app ends at once", func(t *testing.T) { rollUnderLoad(t, program, false, http.MethodGet) })
-	t.Run("app ends after the withdrawal", func(t *testing.T) { rollUnderLoad(t, program, true, http.MethodGet, http.MethodPost) })
+	t.Run("app ends at once", func(t *testing.T) { rollUnderLoad(t, program, false, false, http.MethodGet) })
+	t.Run("app ends after the withdrawal", func(t *testing.T) { rollUnderLoad(t, program, true, false, http.MethodGet, http.MethodPost) })
+	t.Run("without tunnel objects", func(t *testing.T) { rollUnderLoad(t, program, true, true, http.MethodGet, http.MethodPost) })
 }
 
-func rollUnderLoad(t *testing.T, program string, appWaits bool, methods ...string) {
-	edge, api, socket := startEdge(t)
+func rollUnderLoad(t *testing.T, program string, appWaits, border0 bool, methods ...string) {
+	edge, api, socket := startEdge(t, border0)
 	type replica struct {
 		app     *http.Server
 		sidecar *process

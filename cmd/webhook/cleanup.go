@@ -38,7 +38,7 @@ func parseCleanup(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.webhookConfiguration, "webhook-configuration", "", "name of the webhook configurations, which are deleted (required)")
 	f.StringVar(&o.apiURL, "mysocket-api", "https://api.mysocket.io", "base URL of the Mysocket API; https only")
 	f.StringVar(&o.apiCAFile, "mysocket-ca", "", "file with PEM certificates to trust for the API beside the system's; may be empty")
-	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password")
+	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password, or token")
 	f.StringVar(&o.clusterName, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
 	f.DurationVar(&o.patience, "patience", 90*time.Second, "how long Mysocket may take; what it has not taken back then is let go and stays there")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")

@@ -33,7 +33,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := certs.New(certs.Config{
-		Namespace: o.namespace, SecretName: o.certificateSecret, DNSNames: []string{"a"}, MutatingWebhook: "a", Registerer: registry,
+		Namespace: o.namespace, SecretName: o.certificateSecret, DNSNames: []string{"a"}, MutatingWebhook: "a", Certificate: "serving", Overlap: o.certificateOverlap, Registerer: registry,
 	}, c); err != nil {
 		t.Fatal(err)
 	}

@@ -87,7 +87,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.apiCAFile, "mysocket-ca", "", "file with PEM certificates to trust for the API beside the system's; may be empty")
 	f.StringVar(&o.sshAddress, "mysocket-ssh", "ssh.mysocket.io:22", "the edge's SSH server, host:port, as pods reach it")
 	f.StringVar(&o.hostKeysFile, "mysocket-ssh-host-keys", "", "file with the edge's SSH host keys, one a line in authorized_keys form; when it is not given or holds none, the key that the API gives is used")
-	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password; a change is noticed at the next request")
+	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password, or token; a change is noticed at the next request")
 	f.StringVar(&o.clusterName, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
 	f.StringVar(&o.webhookConfiguration, "webhook-configuration", "", "name of the MutatingWebhookConfiguration and of the ValidatingWebhookConfiguration, which get our CA")
 	f.StringVar(&o.webhookService, "webhook-service", "mysocket-injector-webhook", "name of the Service in front of the webhook")
@@ -213,23 +213,16 @@ func (o *options) setLogging(level string) error {
 }
 
 // credentials reads the account from its directory, a mounted Secret.
-func (o *options) credentials() (email, password string, err error) {
-	read := func(name string) (string, error) {
-		b, err := os.ReadFile(filepath.Join(o.accountDir, name)) //nolint:gosec // the operator's own path
-		if err != nil {
-			return "", fmt.Errorf("the account's Secret has no key %q", name)
-		}
-		v := strings.TrimRight(string(b), "\r\n")
-		if v == "" {
-			return "", fmt.Errorf("the key %q of the account's Secret is empty", name)
-		}
-		return v, nil
+func (o *options) credentials() (mysocket.Account, error) {
+	dir := o.accountDir
+	// The kubelet replaces all files of a Secret at once, by a link. Through it, no half of two accounts is read.
+	if now, err := filepath.EvalSymlinks(filepath.Join(dir, "..data")); err == nil {
+		dir = now
 	}
-	if email, err = read("email"); err != nil {
-		return "", "", err
-	}
-	password, err = read("password")
-	return email, password, err
+	return mysocket.ParseAccount(func(key string) (string, bool) {
+		b, err := os.ReadFile(filepath.Join(dir, key)) //nolint:gosec // the operator's own path
+		return strings.TrimRight(string(b), "\r\n"), err == nil
+	})
 }
 
 func readHostKeys(file string) ([]string, error) {

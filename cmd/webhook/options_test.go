@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/mysocket"
 )
 
 // noEnv is an environment without anything.
@@ -194,22 +196,49 @@ func TestCredentials(t *testing.T) {
 	}
 	want := func(wantErr string) {
 		t.Helper()
-		if _, _, err := o.credentials(); err == nil || err.Error() != wantErr {
+		if _, err := o.credentials(); err == nil || err.Error() != wantErr {
 			t.Errorf("got %v, want %s", err, wantErr)
 		}
 	}
-	want(`the account's Secret has no key "email"`)
+	remove := func(name string) {
+		t.Helper()
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const allowed = `; it must have either "email" and "password", or "token"`
+	want("the account's Secret has none of the keys" + allowed)
 	write("email", "me@example.com\n")
-	want(`the account's Secret has no key "password"`)
+	want(`the account's Secret has no key "password"` + allowed)
 	write("password", "\r\n")
 	want(`the key "password" of the account's Secret is empty`)
 	write("password", " with spaces \n")
-	email, password, err := o.credentials()
-	if err != nil || email != "me@example.com" || password != " with spaces " {
-		t.Errorf("%q, %q, %v", email, password, err)
+	check := func(want mysocket.Account) {
+		t.Helper()
+		if got, err := o.credentials(); err != nil || got != want {
+			t.Errorf("%+v, %v; want %+v", got, err, want)
+		}
 	}
+	check(mysocket.Account{Email: "me@example.com", Password: " with spaces "})
 	write("password", "changed") // read anew every time
-	if _, password, err = o.credentials(); err != nil || password != "changed" {
-		t.Errorf("%q, %v", password, err)
+	check(mysocket.Account{Email: "me@example.com", Password: "changed"})
+
+	write("token", "a.b.c\n")
+	want(`the account's Secret has the key "token" and also "email"` + allowed)
+	remove("email")
+	want(`the account's Secret has the key "token" and also "password"` + allowed)
+	remove("password")
+	check(mysocket.Account{Token: "a.b.c"})
+	write("token", "")
+	want(`the key "token" of the account's Secret is empty`)
+	remove("token")
+	write("password", "x")
+	want(`the account's Secret has no key "email"` + allowed)
+
+	// As the kubelet mounts a Secret: what the link leads to counts, whole.
+	data := filepath.Join(dir, "..2026")
+	if err := errors.Join(os.Mkdir(data, 0o700), os.WriteFile(filepath.Join(data, "token"), []byte("d.e.f"), 0o600), os.Symlink("..2026", filepath.Join(dir, "..data"))); err != nil {
+		t.Fatal(err)
 	}
+	check(mysocket.Account{Token: "d.e.f"})
 }

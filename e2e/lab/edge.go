@@ -154,6 +154,17 @@ func (e *Edge) Start(ctx context.Context) error {
 // Stop ends the edge with SIGTERM, as a service manager would, and waits for it.
 func (e *Edge) Stop(ctx context.Context) error { return e.end(ctx) }
 
+// CreateToken makes an access token of the account and returns the file with it. The edge must not be running.
+func (e *Edge) CreateToken(ctx context.Context, name string) (string, error) {
+	token, err := output(exec.CommandContext(ctx, filepath.Join(e.dir, edgeBinary), "token", "create", "--state", filepath.Join(e.dir, "edge.db"),
+		"--email", e.Email, "--name", name, "--lifetime", "24h"))
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(e.dir, "token")
+	return file, os.WriteFile(file, []byte(token), 0o600)
+}
+
 // Healthy is nil when all its listeners serve.
 func (e *Edge) Healthy(ctx context.Context) error { return e.get(ctx, "/healthz", nil) }
 

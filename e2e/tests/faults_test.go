@@ -118,6 +118,11 @@ func TestAccountAndAddresses(t *testing.T) {
 			condition: socketReady, reason: "AccountRefused", words: []string{"e-mail and password", "Secret"}, mostCalls: 4,
 		},
 		{
+			// In its right form, and known to nobody.
+			name: "WrongToken", edge: func(*lab.Edge) {}, values: []string{"account.existingSecret=", "account.token=eyJhbGciOiJIUzI1NiJ9.eyJ1c2VyX2lkIjoiMDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWYifQ.AAAA"},
+			condition: socketReady, reason: "AccountRefused", words: []string{"access token", "Secret", "not known there, or was revoked"}, mostCalls: 4,
+		},
+		{
 			name: "UnreachableAPI", edge: func(e *lab.Edge) { e.APIURL = "https://" + closedPort },
 			condition: socketReady, reason: "APIUnavailable", words: []string{closedPort, "connection refused"}, mostCalls: 30,
 		},

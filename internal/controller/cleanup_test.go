@@ -20,6 +20,7 @@ import (
 
 	"github.com/mysocketio/mysocket-injector/api/v1alpha1"
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/mysocket"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket/mysockettest"
 )
 
@@ -146,7 +147,7 @@ func TestCleanupWithoutMysocket(t *testing.T) {
 	for name, spoil := range map[string]func(*stage){
 		"unreachable": func(s *stage) { s.proxy.FailAlways("GET /socket", mysockettest.Refused) },
 		"wrong password": func(s *stage) {
-			s.api = s.proxy.ClientOf(s.t, func() (string, string, error) { return s.edge.Email, "wrong wrong wrong", nil })
+			s.api = s.proxy.ClientOf(s.t, mysocket.Account{Email: s.edge.Email, Password: "wrong wrong wrong"})
 		},
 		"silent": func(s *stage) {
 			s.proxy.FailAlways("GET /socket", mysockettest.Answer(429, "", "Retry-After", "1000"))

@@ -160,12 +160,12 @@ func TestChangedAccount(t *testing.T) {
 	s := newStage(t)
 	var password atomic.Value
 	password.Store("wrong wrong wrong")
-	s.controllers(s.proxy.ClientOf(t, func() (string, string, error) {
+	s.controllers(s.proxy.ClientWith(t, func() (mysocket.Account, error) {
 		now, ok := password.Load().(string)
 		if !ok || now == "" {
-			return "", "", errors.New(`the account's Secret has no key "password"`)
+			return mysocket.Account{}, errors.New(`the account's Secret has no key "password"`)
 		}
-		return s.edge.Email, now, nil
+		return mysocket.Account{Email: s.edge.Email, Password: now}, nil
 	}))
 	svc := s.service(enabled())
 	s.awaitSocketReady(svc, metav1.ConditionFalse, "AccountRefused", "check the e-mail and password")

@@ -245,10 +245,12 @@ func TestMysocketDoesNotAnswer(t *testing.T) {
 		low, high    time.Duration
 	}{
 		{"wrong password", func(s *stage) {
-			s.api = s.proxy.ClientOf(s.t, func() (string, string, error) { return s.edge.Email, "wrong wrong wrong", nil })
+			s.api = s.proxy.ClientOf(s.t, mysocket.Account{Email: s.edge.Email, Password: "wrong wrong wrong"})
 		}, "AccountRefused", "check the e-mail and password in the account's Secret", false, slowRetry / 2, slowRetry},
 		{"no password", func(s *stage) {
-			s.api = s.proxy.ClientOf(s.t, func() (string, string, error) { return "", "", errors.New(`the account's Secret has no key "email"`) })
+			s.api = s.proxy.ClientWith(s.t, func() (mysocket.Account, error) {
+				return mysocket.Account{}, errors.New(`the account's Secret has no key "email"`)
+			})
 		}, "AccountRefused", `no key "email"`, false, slowRetry / 2, slowRetry},
 		{"unreachable", func(s *stage) { s.proxy.FailAlways("POST /login", mysockettest.Refused) }, "APIUnavailable", "log in: POST /login at 127.0.0.1", true, 0, 0},
 		{"500", func(s *stage) { s.proxy.FailAlways("GET /socket", mysockettest.Answer(500, "")) }, "APIUnavailable", "500 Internal Server Error", true, 0, 0},

@@ -50,6 +50,7 @@ type stage struct {
 	edge   *edgetest.Edge
 	proxy  *mysockettest.Proxy
 	api    *mysocket.Client
+	fresh  func(testing.TB) *mysocket.Client // makes another one
 	events *recorder
 	use    MysocketAPI // in the place of api, when set
 	// secrets reads Secrets, with what rights a test likes.
@@ -66,7 +67,8 @@ func newStage(t *testing.T) *stage {
 		events: &recorder{}, secrets: cluster.Client,
 	}
 	s.proxy = mysockettest.Start(t, s.edge)
-	s.api = s.proxy.Client(t)
+	s.fresh = s.proxy.Client
+	s.api = s.fresh(t)
 	return s
 }
 
@@ -182,7 +184,7 @@ func (s *stage) mustReconcile(svc *corev1.Service) reconcile.Result {
 
 func (s *stage) sockets() []mysocket.Socket {
 	s.t.Helper()
-	list, err := s.proxy.Client(s.t).Sockets(s.t.Context(), 0)
+	list, err := s.fresh(s.t).Sockets(s.t.Context(), 0)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mysocketio/mysocket-injector/api/v1alpha1"
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/mysocket"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket/mysockettest"
 )
 
@@ -69,7 +70,7 @@ func TestTunnelReconciler(t *testing.T) {
 	t.Run("the account is refused", func(t *testing.T) {
 		tunnel := withRemote("d")
 		cluster.Delete(t, tunnel)
-		stranger := &TunnelReconciler{Client: cluster.Client, API: s.proxy.ClientOf(t, func() (string, string, error) { return s.edge.Email, "wrong wrong wrong", nil })}
+		stranger := &TunnelReconciler{Client: cluster.Client, API: s.proxy.ClientOf(t, mysocket.Account{Email: s.edge.Email, Password: "wrong wrong wrong"})}
 		got, err := stranger.Reconcile(t.Context(), request(tunnel))
 		if err != nil || !between(got.RequeueAfter, slowRetry/2, slowRetry) || isGone(tunnel) {
 			t.Errorf("result %+v, %v", got, err)

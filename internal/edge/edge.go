@@ -376,6 +376,15 @@ func (e *Edge) SSHHostKey() string { return e.keys.HostKeyLine() }
 // AddUser makes an account. Errors are sentences for whoever asked for it.
 func (e *Edge) AddUser(n NewUser) (User, error) { return addUser(e.store, n, e.cfg.PasswordCost) }
 
+// AddToken makes an access token and returns it. Errors are sentences for whoever asked for it.
+func (e *Edge) AddToken(n NewToken) (string, error) { return addToken(e.store, e.keys.TokenKey, n) }
+
+// Tokens returns the access tokens of all accounts.
+func (e *Edge) Tokens() []Token { return (&Accounts{store: e.store}).Tokens() }
+
+// RevokeToken ends the use of an access token.
+func (e *Edge) RevokeToken(id string) error { return (&Accounts{store: e.store}).RevokeToken(id) }
+
 // Users returns all accounts, oldest first.
 func (e *Edge) Users() []User { return (&Accounts{store: e.store}).List() }
 

@@ -1,10 +1,12 @@
 package edge
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/api"
+	"github.com/mysocketio/mysocket-injector/internal/edge/pki"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
@@ -19,6 +21,22 @@ type User struct {
 	Created         time.Time
 	// Sockets counts what it has.
 	Sockets int
+}
+
+// NewToken is what it takes to make an access token.
+type NewToken struct {
+	// Email is that of the account.
+	Email, Name string
+	// Lifetime is how long it is good; for ever if zero.
+	Lifetime time.Duration
+}
+
+// Token is an access token without what makes it one.
+type Token struct {
+	ID, Email, Name string
+	Created         time.Time
+	// Expires is zero when it never does.
+	Expires time.Time
 }
 
 // Accounts manages the accounts in a state file that no edge is using.
@@ -48,7 +66,46 @@ func (a *Accounts) List() []User {
 	return out
 }
 
-// Delete removes the account with the e-mail address, and all its sockets and tunnels.
+// AddToken makes an access token and returns it. It is kept nowhere. Errors are sentences for whoever asked for it.
+func (a *Accounts) AddToken(n NewToken) (string, error) {
+	key, err := pki.LoadTokenKey(a.store)
+	if err != nil {
+		return "", err
+	}
+	return addToken(a.store, key, n)
+}
+
+// Tokens returns the access tokens of all accounts, by account and then oldest first.
+func (a *Accounts) Tokens() []Token {
+	var out []Token
+	for _, u := range a.store.Users() {
+		for _, t := range a.store.AccessTokens(u.ID) {
+			out = append(out, Token{ID: t.ID, Email: u.Email, Name: t.Name, Created: t.Created, Expires: t.Expires})
+		}
+	}
+	return out
+}
+
+// RevokeToken ends the use of an access token.
+func (a *Accounts) RevokeToken(id string) error {
+	if err := a.store.DeleteAccessToken(id); errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("there is no access token with the id %q: %w", id, err)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+func addToken(st *store.Store, tokenKey []byte, n NewToken) (string, error) {
+	u, err := st.UserByEmail(n.Email)
+	if err != nil {
+		return "", fmt.Errorf("there is no account for %q: %w", n.Email, err)
+	}
+	token, _, err := api.AddAccessToken(st, tokenKey, u.ID, n.Name, n.Lifetime)
+	return token, err
+}
+
+// Delete removes the account with the e-mail address, and all its sockets, tunnels and access tokens.
 func (a *Accounts) Delete(email string) error {
 	u, err := a.store.UserByEmail(email)
 	if err != nil {

@@ -62,17 +62,20 @@ type stage struct {
 	socket mysocket.Socket
 }
 
-func newStage(t *testing.T) *stage {
+func newStage(t *testing.T, changes ...func(*stage)) *stage {
 	t.Helper()
 	s := &stage{t: t, ns: cluster.Namespace(t, nil), edge: edgetest.Start(t)}
 	s.proxy = mysockettest.Start(t, s.edge)
 	s.api = s.proxy.Client(t)
+	for _, change := range changes {
+		change(s)
+	}
 	s.svc, s.socket = s.service("web", nil)
 
-	changes := &Changes{}
+	watched := &Changes{}
 	var err error
 	s.server, err = New(Config{
-		Cache: s.informers(changes), Live: cluster.Client, API: s.api, Changes: changes,
+		Cache: s.informers(watched), Live: cluster.Client, API: s.api, Changes: watched,
 		EdgeAddress: s.edge.SSHAddress, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

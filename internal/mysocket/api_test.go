@@ -60,7 +60,7 @@ func newAPI(t *testing.T) (*api, *Client) {
 	t.Cleanup(server.Close)
 	c, err := New(Config{
 		BaseURL:     server.URL,
-		Credentials: func() (string, string, error) { return testEmail, testPassword, nil },
+		Credentials: func() (Account, error) { return Account{Email: testEmail, Password: testPassword}, nil },
 		Transport:   server.Client().Transport,
 		Version:     "test",
 	})

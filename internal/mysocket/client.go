@@ -1,10 +1,12 @@
-// Package mysocket is the client of the Mysocket REST API, in its classic dialect (e-mail and password, tunnel objects).
+// Package mysocket is the client of the Mysocket REST API, in both of its dialects: classic (e-mail and password, tunnel
+// objects) and border0 (access token, no tunnel objects). The kind of account decides, and callers see no difference.
 // It logs in when it must, keeps the token fresh, limits its own rate and gives typed errors. It must not know
 // Kubernetes, and no error or log line of it holds a secret.
 package mysocket
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,12 +15,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/time/rate"
 )
 
@@ -29,19 +29,12 @@ const (
 	requestTimeout    = 15 * time.Second
 	// maxAnswerBytes holds a list of about 10,000 sockets.
 	maxAnswerBytes = 16 << 20
-	// The original controller logged in again 10 minutes before its 300-minute token expired.
-	refreshBefore = 10 * time.Minute
-	// A refused login is not tried again with the same credentials for this long, so that a wrong password locks no account.
-	refusedLoginPause = 30 * time.Second
 )
-
-// Credentials returns the account's e-mail and password. It is called before every request, so that a change is picked up
-// at once, and should be cheap. While it fails, a token that is still valid is used.
-type Credentials func() (email, password string, err error)
 
 // Config is what a Client needs.
 type Config struct {
-	// BaseURL is the API's full prefix without a trailing slash. It must be https, but for loopback addresses.
+	// BaseURL is the API's full prefix without a trailing slash. It must be https, but for loopback addresses. When it has
+	// no path, the border0 dialect is spoken below /api/v1.
 	BaseURL     string
 	Credentials Credentials
 	// Transport carries the requests; nil means http.DefaultTransport.
@@ -59,28 +52,11 @@ type Client struct {
 	http    *http.Client
 	limiter *rate.Limiter
 	now     func() time.Time
-
 	session sessionState
 	list    listCache
-}
 
-// account is what one logs in with.
-type account struct {
-	Email    string `json:"email"`
-	Password string `json:"password"`
-}
-
-// sessionState is guarded by its lock.
-type sessionState struct {
-	lock    lock
-	token   string
-	account account // whose token it is
-	user    string  // the SSH user name
-	expires time.Time
-	// the last refused login
-	refused      error
-	refusedUntil time.Time
-	refusedFor   account
+	classic classic
+	border0 border0
 }
 
 // New returns a client; it makes no request. The error names the part of cfg that is wrong.
@@ -92,7 +68,7 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Credentials == nil {
 		return nil, errors.New("mysocket: Config.Credentials is missing")
 	}
-	return &Client{
+	c := &Client{
 		base:    base,
 		cfg:     cfg,
 		http:    &http.Client{Transport: cfg.Transport, Timeout: requestTimeout, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
@@ -100,7 +76,9 @@ func New(cfg Config) (*Client, error) {
 		now:     time.Now,
 		session: sessionState{lock: newLock()},
 		list:    listCache{fetching: newLock()},
-	}, nil
+		border0: border0{wait: wait},
+	}
+	return c, nil
 }
 
 // ParseBaseURL validates the address of an API. Plain http is allowed for loopback only: the account's password goes there.
@@ -121,124 +99,15 @@ func ParseBaseURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// Login makes sure that there is a valid token, and returns the SSH user name that goes with it. The error wraps
-// ErrCredentials when the account was refused.
-func (c *Client) Login(ctx context.Context) (user string, err error) {
-	_, user, err = c.login(ctx, "")
-	return user, err
+// call is one request. endpoint is its path with the ids replaced, for errors and metrics; in and out may be nil.
+type call struct {
+	method, endpoint, path string
+	in, out                any
 }
 
-// login returns a valid token that is not stale, the one that the API has just refused.
-func (c *Client) login(ctx context.Context, stale string) (token, user string, err error) {
-	s := &c.session
-	if err := s.lock.acquire(ctx); err != nil {
-		return "", "", fmt.Errorf("log in: wait for the login that is under way: %w", err)
-	}
-	defer s.lock.release()
-	if s.token == stale {
-		s.token = ""
-	}
-	now := c.now()
-	var with account
-	with.Email, with.Password, err = c.cfg.Credentials()
-	if s.token != "" && now.Before(s.expires) && (err != nil || with == s.account) {
-		return s.token, s.user, nil
-	}
-	if err != nil {
-		return "", "", fmt.Errorf("%w: %w", ErrCredentials, err)
-	}
-	if now.Before(s.refusedUntil) && s.refusedFor == with {
-		return "", "", s.refused
-	}
-	token, err = c.askForToken(ctx, with)
-	if err != nil {
-		if pause := loginPause(err); pause > 0 {
-			s.refused, s.refusedUntil, s.refusedFor = err, now.Add(pause), with
-		}
-		return "", "", err
-	}
-	user, expires, err := readToken(token)
-	if err != nil {
-		return "", "", err
-	}
-	if s.account != with && s.account != (account{}) {
-		c.forgetList() // it is another account's
-	}
-	s.token, s.user, s.account, s.refused = token, user, with, nil
-	s.expires = expires.Add(-refreshBefore)
-	if s.expires.Before(now) {
-		// A token that lives shorter than the margin is used for half of its life; one that seems to have expired is not
-		// asked for again before every request, since it may be that the clocks differ.
-		s.expires = now.Add(max(time.Minute, expires.Sub(now)/2))
-	}
-	return s.token, s.user, nil
-}
-
-func (c *Client) askForToken(ctx context.Context, with account) (string, error) {
-	var answer struct {
-		Token      string `json:"token"`
-		RequireMFA bool   `json:"require_mfa"`
-	}
-	err := c.send(ctx, http.MethodPost, "/login", "/login", "", with, &answer)
-	var refused *APIError
-	switch {
-	case errors.As(err, &refused) && (refused.Status == http.StatusUnauthorized || refused.Status == http.StatusForbidden):
-		return "", fmt.Errorf("%w: check the e-mail and password in the account's Secret (%w)", ErrCredentials, err)
-	case err != nil:
-		return "", fmt.Errorf("log in: %w", err)
-	case answer.RequireMFA:
-		return "", fmt.Errorf("%w: it asks for a second factor, which only a person has; use an account without one", ErrCredentials)
-	}
-	return answer.Token, nil
-}
-
-// loginPause is how long the same account is not tried again after a login failed with err. An API that asked for more
-// time is asked again no sooner either, by whoever gets the error; the pause is for those that come meanwhile.
-func loginPause(err error) time.Duration {
-	if errors.Is(err, ErrCredentials) {
-		return refusedLoginPause
-	}
-	return min(RetryAfter(err), refusedLoginPause)
-}
-
-// readToken reads the SSH user name and the expiry out of a token. Its signature is the API's own business.
-func readToken(token string) (user string, expires time.Time, err error) {
-	claims := jwt.MapClaims{}
-	if _, _, err := jwt.NewParser().ParseUnverified(token, claims); err != nil {
-		// The parser's error may quote the token.
-		return "", time.Time{}, errors.New("log in: the Mysocket API answered with a token that is no JWT")
-	}
-	id, _ := claims["user_id"].(string)
-	user = strings.ReplaceAll(id, "-", "")
-	exp, err := claims.GetExpirationTime()
-	if !userPattern.MatchString(user) || err != nil || exp == nil {
-		return "", time.Time{}, errors.New("log in: the Mysocket API answered with a token that lacks user_id or exp")
-	}
-	return user, exp.Time, nil
-}
-
-// userPattern is what an SSH user name may be: ids are UUIDs, but that is not promised.
-var userPattern = regexp.MustCompile(`^[A-Za-z0-9_.]{1,128}$`)
-
-// do sends an authenticated request, logging in first, and once more when the token is refused.
-func (c *Client) do(ctx context.Context, method, endpoint, path string, in, out any) error {
-	token, _, err := c.login(ctx, "")
-	if err != nil {
-		return err
-	}
-	err = c.send(ctx, method, endpoint, path, token, in, out)
-	var e *APIError
-	if errors.As(err, &e) && e.Status == http.StatusUnauthorized {
-		if token, _, err = c.login(ctx, token); err != nil {
-			return err
-		}
-		err = c.send(ctx, method, endpoint, path, token, in, out)
-	}
-	return err
-}
-
-// send makes one request. endpoint is the path with its ids replaced, for errors and metrics.
-func (c *Client) send(ctx context.Context, method, endpoint, path, token string, in, out any) error {
+// send makes one request in a dialect; token is empty for one that needs none.
+func (c *Client) send(ctx context.Context, d dialect, token string, r call) error {
+	method, endpoint, in, out := r.method, r.endpoint, r.in, r.out
 	if err := c.limiter.Wait(ctx); err != nil {
 		return fmt.Errorf("%s %s: wait for the client's own rate limit: %w", method, endpoint, err)
 	}
@@ -250,7 +119,7 @@ func (c *Client) send(ctx context.Context, method, endpoint, path, token string,
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base.String()+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, d.base(c.base)+r.path, body)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", method, endpoint, err)
 	}
@@ -261,7 +130,7 @@ func (c *Client) send(ctx context.Context, method, endpoint, path, token string,
 	req.Header.Set("x-client-requested-with", "mysocket-injector")
 	req.Header.Set("x-client-version", c.cfg.Version)
 	if token != "" {
-		req.Header.Set("x-access-token", token)
+		d.authorize(req.Header, token)
 	}
 	start := c.now()
 	status := 0
@@ -289,8 +158,8 @@ func (c *Client) send(ctx context.Context, method, endpoint, path, token string,
 	}
 	if status < 200 || status > 204 {
 		secrets := []string{token}
-		if a, ok := in.(account); ok {
-			secrets = append(secrets, a.Password)
+		if form, ok := in.(loginForm); ok {
+			secrets = append(secrets, form.Password)
 		}
 		return &APIError{Op: method + " " + endpoint, Status: status, Message: errorMessage(answer, secrets), RetryAfter: retryAfter(resp.Header, c.now())}
 	}
@@ -330,12 +199,13 @@ func withoutSource(err error) error {
 func errorMessage(answer []byte, secrets []string) string {
 	const most = 300
 	var e struct {
-		Message string `json:"error_message"`
+		Message  string `json:"error_message"`
+		Fallback string `json:"message"`
 	}
 	if json.Unmarshal(answer, &e) != nil {
 		return ""
 	}
-	m := e.Message
+	m := cmp.Or(e.Message, e.Fallback)
 	for _, secret := range secrets {
 		if secret != "" && strings.Contains(m, secret) {
 			// Not just the secret is left out: around a hole anybody could read what fits into it.

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// ErrCredentials is wrapped by every error that only another e-mail or password can mend: the API refused them, or there
-// are none.
+// ErrCredentials is wrapped by every error that only another account can mend: the API refused it, or there
+// is none.
 var ErrCredentials = errors.New("the Mysocket account can't be used")
 
 // APIError is an answer of the API that is not a success.

@@ -178,7 +178,7 @@ func TestWrongPassword(t *testing.T) {
 func TestChangedCredentials(t *testing.T) {
 	a, c := newAPI(t)
 	password, missing := "wrong", error(nil)
-	c.cfg.Credentials = func() (string, string, error) { return testEmail, password, missing }
+	c.cfg.Credentials = func() (Account, error) { return Account{Email: testEmail, Password: password}, missing }
 	if _, err := c.Login(t.Context()); !errors.Is(err, ErrCredentials) {
 		t.Fatal(err)
 	}

@@ -2,11 +2,7 @@ package mysocket
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
-	"slices"
 	"sync"
 	"time"
 )
@@ -17,6 +13,7 @@ type listCache struct {
 
 	mu      sync.Mutex
 	sockets []Socket
+	account Account   // whose they are
 	asked   time.Time // when; zero for never
 	changes int       // how often the list was forgotten
 }
@@ -26,27 +23,30 @@ type listCache struct {
 func (c *Client) Sockets(ctx context.Context, maxAge time.Duration) ([]Socket, error) {
 	l := &c.list
 	if err := l.fetching.acquire(ctx); err != nil {
-		return nil, fmt.Errorf("GET /socket: wait for the request that is under way: %w", err)
+		return nil, fmt.Errorf("list the sockets: wait for the request that is under way: %w", err)
 	}
 	defer l.fetching.release()
 	asked := c.now()
 	l.mu.Lock()
-	sockets, age, changes := l.sockets, asked.Sub(l.asked), l.changes
+	sockets, account, age, changes := l.sockets, l.account, asked.Sub(l.asked), l.changes
 	l.mu.Unlock()
 	if maxAge > 0 && age <= maxAge {
-		return sockets, nil
+		if now, err := c.cfg.Credentials(); err != nil || now == account {
+			return sockets, nil
+		}
 	}
 	var out []Socket
-	if err := c.do(ctx, http.MethodGet, "/socket", "/socket", nil, &out); err != nil {
+	if err := c.in(ctx, func(d dialect, a asker) (err error) {
+		account = a.session.account
+		out, err = d.sockets(ctx, a)
+		return err
+	}); err != nil {
 		return nil, err
-	}
-	if slices.ContainsFunc(out, func(s Socket) bool { return s.ID == "" }) {
-		return nil, errors.New("GET /socket: the Mysocket API answered with a socket that lacks socket_id")
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.changes == changes { // else it may be of before the change
-		l.sockets, l.asked = out, asked
+		l.sockets, l.account, l.asked = out, account, asked
 	}
 	return out, nil
 }
@@ -54,81 +54,68 @@ func (c *Client) Sockets(ctx context.Context, maxAge time.Duration) ([]Socket, e
 func (c *Client) forgetList() {
 	c.list.mu.Lock()
 	defer c.list.mu.Unlock()
-	c.list.sockets, c.list.asked = nil, time.Time{}
+	c.list.sockets, c.list.account, c.list.asked = nil, Account{}, time.Time{}
 	c.list.changes++
 }
 
-// CreateSocket makes a new socket. The API makes a second one of the same name without a word: list first.
+// CreateSocket makes a new socket. An API of the classic dialect makes a second one of the same name without a word: list
+// first. One of the border0 dialect, where names are unique, has the socket of that name brought in line and returned.
 func (c *Client) CreateSocket(ctx context.Context, s Socket) (Socket, error) {
 	defer c.forgetList()
-	var out Socket
-	if err := c.do(ctx, http.MethodPost, "/socket", "/socket", s, &out); err != nil {
-		return Socket{}, err
-	}
-	if out.ID == "" || out.DNSName == "" {
-		return Socket{}, errors.New("POST /socket: the Mysocket API answered with a socket that lacks socket_id or dnsname")
-	}
-	return out, nil
+	return result(ctx, c, func(d dialect, a asker) (Socket, error) { return d.createSocket(ctx, a, s) })
 }
 
 // UpdateSocket replaces the socket's settings and returns the socket as it then is.
 func (c *Client) UpdateSocket(ctx context.Context, s Socket) (Socket, error) {
 	defer c.forgetList()
-	var out Socket
-	if err := c.do(ctx, http.MethodPut, "/socket/{id}", "/socket/"+url.PathEscape(s.ID), s, &out); err != nil {
-		return Socket{}, err
-	}
-	if out.ID != s.ID || out.DNSName == "" {
-		return Socket{}, errors.New("PUT /socket/{id}: the Mysocket API answered with another socket, or one that lacks dnsname")
-	}
-	return out, nil
+	return result(ctx, c, func(d dialect, a asker) (Socket, error) { return d.updateSocket(ctx, a, s) })
 }
 
 // DeleteSocket deletes a socket with its tunnels. Deleting one that is gone is no error.
 func (c *Client) DeleteSocket(ctx context.Context, id string) error {
 	defer c.forgetList()
-	err := c.do(ctx, http.MethodDelete, "/socket/{id}", "/socket/"+url.PathEscape(id), nil, nil)
-	if IsNotFound(err) {
-		return nil
-	}
-	return err
+	return unlessNotFound(c.in(ctx, func(d dialect, a asker) error { return d.deleteSocket(ctx, a, id) }))
 }
 
-// Tunnels lists the tunnels of a socket.
+// Tunnels lists the tunnels of a socket; none in the border0 dialect, which has no such objects.
 func (c *Client) Tunnels(ctx context.Context, socketID string) ([]Tunnel, error) {
-	var out []Tunnel
-	err := c.do(ctx, http.MethodGet, "/socket/{id}/tunnel", "/socket/"+url.PathEscape(socketID)+"/tunnel", nil, &out)
-	return out, err
+	return result(ctx, c, func(d dialect, a asker) ([]Tunnel, error) { return d.tunnels(ctx, a, socketID) })
 }
 
-// CreateTunnel makes one more tunnel of a socket.
+// CreateTunnel makes one more tunnel of a socket. In the border0 dialect that is an id and nothing more: what registers an
+// origin is its login with a signed key.
 func (c *Client) CreateTunnel(ctx context.Context, socketID string) (Tunnel, error) {
-	var out Tunnel
-	if err := c.do(ctx, http.MethodPost, "/socket/{id}/tunnel", "/socket/"+url.PathEscape(socketID)+"/tunnel", struct{}{}, &out); err != nil {
-		return Tunnel{}, err
-	}
-	if out.ID == "" || out.LocalPort < 0 || out.LocalPort > 65535 {
-		return Tunnel{}, errors.New("POST /socket/{id}/tunnel: the Mysocket API answered with a tunnel that lacks tunnel_id or has no valid local_port")
+	return result(ctx, c, func(d dialect, a asker) (Tunnel, error) { return d.createTunnel(ctx, a, socketID) })
+}
+
+// DeleteTunnel deletes a tunnel; its connection, if any, ends. Deleting one that is gone is no error. In the border0
+// dialect there is nothing to delete, and a connection is ended only by its client or with the socket.
+func (c *Client) DeleteTunnel(ctx context.Context, socketID, tunnelID string) error {
+	return unlessNotFound(c.in(ctx, func(d dialect, a asker) error { return d.deleteTunnel(ctx, a, socketID, tunnelID) }))
+}
+
+// SignKey has the edge's CA sign an SSH public key (one line in authorized_keys form) for one tunnel; in the border0
+// dialect for the socket as a whole.
+func (c *Client) SignKey(ctx context.Context, socketID, tunnelID, publicKey string) (SignedKey, error) {
+	return result(ctx, c, func(d dialect, a asker) (SignedKey, error) { return d.signKey(ctx, a, socketID, tunnelID, publicKey) })
+}
+
+// result is in, for what returns something. With an error there is nothing.
+func result[T any](ctx context.Context, c *Client, do func(dialect, asker) (T, error)) (T, error) {
+	var out, none T
+	err := c.in(ctx, func(d dialect, a asker) (err error) {
+		out, err = do(d, a)
+		return err
+	})
+	if err != nil {
+		return none, err
 	}
 	return out, nil
 }
 
-// DeleteTunnel deletes a tunnel; its connection, if any, ends. Deleting one that is gone is no error.
-func (c *Client) DeleteTunnel(ctx context.Context, socketID, tunnelID string) error {
-	err := c.do(ctx, http.MethodDelete, "/socket/{id}/tunnel/{tid}", "/socket/"+url.PathEscape(socketID)+"/tunnel/"+url.PathEscape(tunnelID), nil, nil)
+func unlessNotFound(err error) error {
 	if IsNotFound(err) {
 		return nil
 	}
 	return err
-}
-
-// SignKey has the edge's CA sign an SSH public key (one line in authorized_keys form) for one tunnel.
-func (c *Client) SignKey(ctx context.Context, socketID, tunnelID, publicKey string) (SignedKey, error) {
-	var out SignedKey
-	err := c.do(ctx, http.MethodPost, "/socket/{id}/tunnel/{tid}/signkey",
-		"/socket/"+url.PathEscape(socketID)+"/tunnel/"+url.PathEscape(tunnelID)+"/signkey", map[string]string{"ssh_public_key": publicKey}, &out)
-	if err == nil && out.Certificate == "" {
-		err = errors.New("POST /socket/{id}/tunnel/{tid}/signkey: the Mysocket API answered without signed_ssh_cert")
-	}
-	return out, err
 }

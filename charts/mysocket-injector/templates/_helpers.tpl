@@ -24,13 +24,20 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- define "mysocket.accountSecret" -}}
 {{- if .Values.account.existingSecret }}
-{{- if or .Values.account.email .Values.account.password }}
-{{- fail "account.existingSecret is set, and so is account.email or account.password: give one or the other" }}
+{{- if or .Values.account.email .Values.account.password .Values.account.token }}
+{{- fail "account.existingSecret is set, and so is account.email, account.password or account.token: give one or the other" }}
 {{- end }}
 {{- .Values.account.existingSecret }}
 {{- else }}
-{{- if not (and .Values.account.email .Values.account.password) }}
-{{- fail "the Mysocket account is missing: set account.email and account.password, or account.existingSecret (a Secret with the keys email and password)" }}
+{{- if .Values.account.token }}
+{{- if or .Values.account.email .Values.account.password }}
+{{- fail "account.token is set, and so is account.email or account.password: an account is used with an access token, or with e-mail and password" }}
+{{- end }}
+{{- if eq .Values.mysocket.api "https://api.mysocket.io" }}
+{{- fail "account.token is set, and mysocket.api is https://api.mysocket.io, which takes no access tokens: set mysocket.api and mysocket.ssh to https://api.border0.com/api/v1 and tunnel.border0.com:22, or to an edge of your own" }}
+{{- end }}
+{{- else if not (and .Values.account.email .Values.account.password) }}
+{{- fail "the Mysocket account is missing: set account.email and account.password, or account.token, or account.existingSecret (a Secret with the keys email and password, or with the key token)" }}
 {{- end }}
 {{- include "mysocket.name" . }}-account
 {{- end }}

@@ -197,12 +197,17 @@ func (a *API) token(u store.User) (any, error) {
 	return tokenAnswer{Token: token}, nil
 }
 
-// authenticate finds the account of a request's token.
-func (a *API) authenticate(r *http.Request) (store.User, error) {
+func tokenOf(r *http.Request) string {
 	token := r.Header.Get("X-Access-Token")
 	if token == "" {
 		token, _ = strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	}
+	return token
+}
+
+// authenticate finds the account of a request's token.
+func (a *API) authenticate(r *http.Request) (store.User, error) {
+	token := tokenOf(r)
 	unauthorized := refuse(http.StatusUnauthorized, "no valid token; log in first")
 	if token == "" || len(token) > maxTokenLength {
 		return store.User{}, unauthorized

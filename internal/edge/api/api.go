@@ -1,5 +1,6 @@
-// Package api is the edge's REST API, in the classic Mysocket dialect: accounts log in for a token, and with it make
-// sockets, tunnels and tunnel certificates. It must not know how tunnels connect or what visitors do; what must happen
+// Package api is the edge's REST API, in both Mysocket dialects: in the classic one accounts log in for a token, and with
+// it make sockets, tunnels and tunnel certificates; in the border0 one, below /api/v1, they have an access token, and each
+// login with a socket's certificate is a tunnel. Both work on the same sockets. It must not know how tunnels connect or what visitors do; what must happen
 // at once when an object goes is told to it as Hooks.
 package api
 
@@ -108,6 +109,7 @@ func (a *API) routes() http.Handler {
 	route := func(pattern string, open bool, m methods) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { a.dispatch(w, r, open, m) })
 	}
+	a.border0Routes(route)
 	route("/user", true, methods{"POST": a.register})
 	route("/login", true, methods{"POST": a.login})
 	route("/login/refresh", false, methods{"POST": a.refresh})
@@ -141,7 +143,11 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, open bool, m meth
 	var user store.User
 	if !open {
 		var err error
-		if user, err = a.authenticate(r); err != nil {
+		authenticate := a.authenticate
+		if inBorder0(r) {
+			authenticate = a.authenticateAccess
+		}
+		if user, err = authenticate(r); err != nil {
 			a.fail(w, r, err)
 			return
 		}
@@ -184,6 +190,8 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		ref = refuse(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", maxBody)
 	case errors.Is(err, store.ErrNotFound):
 		ref = refuse(http.StatusNotFound, "not found")
+	case errors.Is(err, store.ErrExists):
+		ref = refuse(http.StatusConflict, "%s", err)
 	case errors.Is(err, store.ErrLimit):
 		ref = badRequest("%s", err)
 	case errors.Is(err, ErrNoPort):
@@ -196,6 +204,10 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	if ref.retryAfter > 0 {
 		w.Header().Set("Retry-After", fmt.Sprint(max(1, int(ref.retryAfter.Round(time.Second).Seconds()))))
+	}
+	if inBorder0(r) {
+		a.write(w, ref.status, border0Error{ref.status, ref.message, http.StatusText(ref.status)})
+		return
 	}
 	a.write(w, ref.status, map[string]string{"error_message": ref.message})
 }

@@ -50,7 +50,12 @@ func FuzzBodies(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	access, _, err := AddAccessToken(st, keys.TokenKey, user.ID, "fuzz", 0)
+	if err != nil {
+		f.Fatal(err)
+	}
 	routes := []struct{ method, path string }{
+		{"POST", "/api/v1/socket"}, {"PUT", "/api/v1/socket/" + k.ID}, {"POST", "/api/v1/socket/n/signkey"},
 		{"POST", "/login"}, {"POST", "/login/refresh"}, {"POST", "/user"}, {"POST", "/socket"}, {"POST", "/connect"},
 		{"PUT", "/socket/" + k.ID}, {"POST", "/socket/" + k.ID + "/tunnel"}, {"POST", "/socket/" + k.ID + "/signkey"},
 		{"POST", "/socket/" + k.ID + "/tunnel/" + tunnels[0].ID + "/signkey"},
@@ -58,6 +63,7 @@ func FuzzBodies(f *testing.F) {
 	for _, seed := range []string{
 		"null", "{}", "", "[]", "3", `{"name":"n"}`, `{"name":"n","socket_type":"tcp"}`, `{"name":"n","socket_type":"tls"}`,
 		`{"name":"n","protected_socket":true,"protected_username":"u","protected_password":"p"}`, `{"name":"n","tags":{"a":"b"}}`,
+		`{"name":"n","display_name":"N","recording_enabled":true}`, `{"name":"k8s---shop--web","display_name":"k8s shop.web"}`,
 		`{"ssh_public_key":"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"}`,
 		`{"email":"n@example.com","password":"long enough"}`, `{"name":"\u0000"}`, `{"name":`,
 	} {
@@ -69,6 +75,9 @@ func FuzzBodies(f *testing.F) {
 		r := routes[int(route)%len(routes)]
 		req := httptest.NewRequest(r.method, r.path, strings.NewReader(body))
 		req.Header.Set("X-Access-Token", token)
+		if strings.HasPrefix(r.path, "/api/v1/") {
+			req.Header.Set("X-Access-Token", access)
+		}
 		rec := httptest.NewRecorder()
 		a.ServeHTTP(rec, req)
 		if rec.Code >= http.StatusInternalServerError {

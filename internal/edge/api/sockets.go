@@ -129,38 +129,49 @@ func (a *API) newSocket(r *http.Request, user store.User, tunnels int) (any, err
 	if err := decode(r, &form); err != nil {
 		return nil, err
 	}
+	created, made, err := a.makeSocket(user, form, func(k store.Socket) (store.Socket, []store.Tunnel, error) {
+		return a.cfg.Store.CreateSocket(k, a.cfg.Domain, tunnels)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return a.answerSocket(created, made), nil
+}
+
+// makeSocket checks a form, has the socket stored, and tells the rest of the edge.
+func (a *API) makeSocket(user store.User, form socketForm, put func(store.Socket) (store.Socket, []store.Tunnel, error)) (store.Socket, []store.Tunnel, error) {
 	k := store.Socket{UserID: user.ID, Type: store.TypeHTTP}
 	if form.Type != nil && *form.Type != "" {
 		k.Type = store.SocketType(*form.Type)
 		switch k.Type {
 		case store.TypeHTTP, store.TypeHTTPS, store.TypeTCP:
 		default:
-			return nil, badRequest("socket_type %q is not supported by this edge; it supports http, https and tcp", truncate(*form.Type, 50))
+			return store.Socket{}, nil, badRequest("socket_type %q is not supported by this edge; it supports http, https and tcp", truncate(*form.Type, 50))
 		}
 	}
 	if err := form.apply(&k); err != nil {
-		return nil, err
+		return store.Socket{}, nil, err
 	}
 	if k.Name == "" {
-		return nil, badRequest("name is missing: give the socket a name")
+		return store.Socket{}, nil, badRequest("name is missing: give the socket a name")
 	}
 	if k.Type == store.TypeTCP {
 		port, err := a.cfg.Hooks.ReservePort()
 		if err != nil {
-			return nil, err
+			return store.Socket{}, nil, err
 		}
 		k.TCPPort = port
 	}
-	created, made, err := a.cfg.Store.CreateSocket(k, a.cfg.Domain, tunnels)
+	created, made, err := put(k)
 	if err != nil {
 		if k.TCPPort != 0 {
 			a.cfg.Hooks.PortReleased(k.TCPPort)
 		}
-		return nil, err
+		return store.Socket{}, nil, err
 	}
 	a.cfg.Hooks.SocketCreated(created)
 	a.cfg.Log.Info("socket created", "socket", created.ID, "dnsname", created.DNSName, "type", created.Type)
-	return a.answerSocket(created, made), nil
+	return created, made, nil
 }
 
 func (a *API) updateSocket(r *http.Request, user store.User) (any, error) {
@@ -172,19 +183,22 @@ func (a *API) updateSocket(r *http.Request, user store.User) (any, error) {
 	if err := decode(r, &form); err != nil {
 		return nil, err
 	}
-	updated, err := a.cfg.Store.UpdateSocket(k.ID, func(k *store.Socket) error {
-		if form.Type != nil && *form.Type != "" && store.SocketType(*form.Type) != k.Type {
-			return badRequest("socket_type cannot change from %s to %q; make a new socket", k.Type, truncate(*form.Type, 50))
-		}
-		if form.Name != nil && *form.Name == "" {
-			return badRequest("name must not be empty")
-		}
-		return form.apply(k)
-	})
+	updated, err := a.cfg.Store.UpdateSocket(k.ID, form.change)
 	if err != nil {
 		return nil, err
 	}
 	return a.answerSocket(updated, a.cfg.Store.Tunnels(k.ID)), nil
+}
+
+// change is an update of a socket there is.
+func (f *socketForm) change(k *store.Socket) error {
+	if f.Type != nil && *f.Type != "" && store.SocketType(*f.Type) != k.Type {
+		return badRequest("socket_type cannot change from %s to %q; make a new socket", k.Type, truncate(*f.Type, 50))
+	}
+	if f.Name != nil && *f.Name == "" {
+		return badRequest("name must not be empty")
+	}
+	return f.apply(k)
 }
 
 func (a *API) deleteSocket(r *http.Request, user store.User) (any, error) {
@@ -192,6 +206,10 @@ func (a *API) deleteSocket(r *http.Request, user store.User) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.removeSocket(k)
+}
+
+func (a *API) removeSocket(k store.Socket) (any, error) {
 	deleted, err := a.cfg.Store.DeleteSocket(k.ID)
 	if err != nil {
 		return nil, err

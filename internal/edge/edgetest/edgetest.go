@@ -37,6 +37,8 @@ type Edge struct {
 	UserID   string
 	Email    string
 	Password string
+	// Token is an access token of it.
+	Token string
 
 	state string
 	stop  func()
@@ -94,6 +96,9 @@ func Start(t testing.TB, options ...Option) *Edge {
 	user, err := core.AddUser(edge.NewUser{Name: "Owner", Email: e.Email, Password: e.Password})
 	if err == nil {
 		e.UserID = user.ID
+		if e.Token, err = core.AddToken(edge.NewToken{Email: e.Email, Name: "of the test"}); err != nil {
+			t.Fatalf("make access token: %v", err)
+		}
 		return e
 	}
 	// A second start on one state file has the account already.
@@ -104,6 +109,9 @@ func Start(t testing.TB, options ...Option) *Edge {
 	}
 	if e.UserID == "" {
 		t.Fatalf("make account: %v", err)
+	}
+	if e.Token, err = core.AddToken(edge.NewToken{Email: e.Email, Name: "of the test, after a restart"}); err != nil {
+		t.Fatalf("make access token: %v", err)
 	}
 	return e
 }

@@ -64,7 +64,15 @@ func Load(secrets SecretStore, name string, now func() time.Time) (*Keys, error)
 	if k.HostKey, err = loadSSHKey(secrets, "ssh-host-key"); err != nil {
 		return nil, err
 	}
-	k.TokenKey, err = secrets.Secret("token-key", func() ([]byte, error) {
+	if k.TokenKey, err = LoadTokenKey(secrets); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// LoadTokenKey reads the key that signs API tokens, and makes it if it is missing.
+func LoadTokenKey(secrets SecretStore) ([]byte, error) {
+	key, err := secrets.Secret("token-key", func() ([]byte, error) {
 		key := make([]byte, tokenKeySize)
 		_, err := rand.Read(key)
 		return key, err
@@ -72,10 +80,10 @@ func Load(secrets SecretStore, name string, now func() time.Time) (*Keys, error)
 	if err != nil {
 		return nil, err
 	}
-	if len(k.TokenKey) != tokenKeySize {
-		return nil, fmt.Errorf("token key in the state file has %d bytes, not %d", len(k.TokenKey), tokenKeySize)
+	if len(key) != tokenKeySize {
+		return nil, fmt.Errorf("token key in the state file has %d bytes, not %d", len(key), tokenKeySize)
 	}
-	return k, nil
+	return key, nil
 }
 
 // HostKeyLine is the SSH host key in authorized_keys form, without a newline.

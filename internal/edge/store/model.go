@@ -33,6 +33,7 @@ type Socket struct {
 	ID          string     `json:"id"`
 	UserID      string     `json:"userID"`
 	Name        string     `json:"name"`
+	DisplayName string     `json:"displayName,omitempty"`
 	Description string     `json:"description,omitempty"`
 	DNSName     string     `json:"dnsName"`
 	Type        SocketType `json:"type"`
@@ -61,6 +62,17 @@ type Tunnel struct {
 	// names no tunnel (a registered key) finds its tunnel by it.
 	LocalPort int       `json:"localPort"`
 	Created   time.Time `json:"created"`
+}
+
+// AccessToken is what an account is used with instead of e-mail and password. The token itself is not kept: it is signed,
+// and good while this record is there.
+type AccessToken struct {
+	ID      string    `json:"id"`
+	UserID  string    `json:"userID"`
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"`
+	// Expires is zero when it never does.
+	Expires time.Time `json:"expires,omitzero"`
 }
 
 func (s *Socket) clone() Socket {

@@ -11,6 +11,16 @@ import (
 // CreateSocket stores a new socket of k.UserID under a free public name of the domain, with as many tunnels as asked.
 // It fills in the id, the public name and the time.
 func (s *Store) CreateSocket(k Socket, domain string, tunnels int) (Socket, []Tunnel, error) {
+	return s.createSocket(k, domain, tunnels, false)
+}
+
+// CreateUniqueSocket does the same, without tunnels, if the account has no socket of that name, and returns ErrExists if it has.
+func (s *Store) CreateUniqueSocket(k Socket, domain string) (Socket, error) {
+	k, _, err := s.createSocket(k, domain, 0, true)
+	return k, err
+}
+
+func (s *Store) createSocket(k Socket, domain string, tunnels int, unique bool) (Socket, []Tunnel, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
 	if _, ok := s.users[k.UserID]; !ok {
@@ -18,6 +28,9 @@ func (s *Store) CreateSocket(k Socket, domain string, tunnels int) (Socket, []Tu
 	}
 	if len(s.perUser[k.UserID]) >= MaxSocketsPerUser {
 		return Socket{}, nil, fmt.Errorf("an account may have %d sockets: %w", MaxSocketsPerUser, ErrLimit)
+	}
+	if _, taken := s.named(k.UserID, k.Name); unique && taken {
+		return Socket{}, nil, fmt.Errorf("socket %s: %w", k.Name, ErrExists)
 	}
 	k = k.clone()
 	k.ID, k.Created = uuid.NewString(), s.now().UTC()
@@ -69,6 +82,28 @@ func (s *Store) Socket(id string) (Socket, error) {
 	return k.clone(), nil
 }
 
+// SocketByName returns a socket of an account by its name; of several, the oldest.
+func (s *Store) SocketByName(userID, name string) (Socket, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	k, ok := s.named(userID, name)
+	if !ok {
+		return Socket{}, fmt.Errorf("socket %s: %w", name, ErrNotFound)
+	}
+	return k.clone(), nil
+}
+
+// named finds the oldest socket of an account with a name. The caller may read the maps.
+func (s *Store) named(userID, name string) (*Socket, bool) {
+	var found *Socket
+	for id := range s.perUser[userID] {
+		if k := s.sockets[id]; k.Name == name && (found == nil || older(k, found)) {
+			found = k
+		}
+	}
+	return found, found != nil
+}
+
 // SocketByDNSName returns a socket by its public name, in lower case.
 func (s *Store) SocketByDNSName(name string) (Socket, error) {
 	s.mu.RLock()
@@ -105,12 +140,14 @@ func (s *Store) AllSockets() []Socket {
 }
 
 func sortSockets(sockets []Socket) {
-	sort.Slice(sockets, func(i, j int) bool {
-		if !sockets[i].Created.Equal(sockets[j].Created) {
-			return sockets[i].Created.Before(sockets[j].Created)
-		}
-		return sockets[i].ID < sockets[j].ID
-	})
+	sort.Slice(sockets, func(i, j int) bool { return older(&sockets[i], &sockets[j]) })
+}
+
+func older(a, b *Socket) bool {
+	if !a.Created.Equal(b.Created) {
+		return a.Created.Before(b.Created)
+	}
+	return a.ID < b.ID
 }
 
 // UpdateSocket stores what change makes of the socket. Its id, owner, public name and ports cannot change.

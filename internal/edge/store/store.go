@@ -33,6 +33,8 @@ var (
 const (
 	// MaxSocketsPerUser bounds what one account can make the edge remember.
 	MaxSocketsPerUser = 10_000
+	// MaxAccessTokensPerUser bounds the access tokens of one account.
+	MaxAccessTokensPerUser = 100
 	// MaxTunnelsPerUser bounds them over all sockets of the account.
 	MaxTunnelsPerUser = 20_000
 
@@ -48,6 +50,7 @@ var (
 	bucketSockets = []byte("sockets")
 	bucketTunnels = []byte("tunnels")
 	bucketSecrets = []byte("secrets")
+	bucketTokens  = []byte("tokens")
 )
 
 // Store is safe for concurrent use.
@@ -67,6 +70,7 @@ type Store struct {
 	perUser   map[string]map[string]struct{}
 	tunnels   map[string]*Tunnel
 	perSocket map[string]map[string]struct{}
+	tokens    map[string]*AccessToken
 	// ports maps the local ports of an account to its tunnels.
 	ports map[string]map[int]string
 }
@@ -91,6 +95,7 @@ func Open(path string, now func() time.Time) (*Store, error) {
 		users: map[string]*User{}, byEmail: map[string]string{},
 		sockets: map[string]*Socket{}, byDNS: map[string]string{}, perUser: map[string]map[string]struct{}{},
 		tunnels: map[string]*Tunnel{}, perSocket: map[string]map[string]struct{}{}, ports: map[string]map[int]string{},
+		tokens: map[string]*AccessToken{},
 	}
 	if err := s.load(); err != nil {
 		_ = db.Close()
@@ -104,7 +109,7 @@ func (s *Store) Close() error { return s.db.Close() }
 
 func (s *Store) load() error {
 	if err := s.db.Update(func(tx *bolt.Tx) error {
-		for _, name := range [][]byte{bucketUsers, bucketSockets, bucketTunnels, bucketSecrets} {
+		for _, name := range [][]byte{bucketUsers, bucketSockets, bucketTunnels, bucketSecrets, bucketTokens} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
@@ -118,6 +123,9 @@ func (s *Store) load() error {
 			return err
 		}
 		if err := each(tx, bucketSockets, s.indexSocket); err != nil {
+			return err
+		}
+		if err := each(tx, bucketTokens, func(t *AccessToken) { s.tokens[t.ID] = t }); err != nil {
 			return err
 		}
 		return each(tx, bucketTunnels, s.indexTunnel)
@@ -267,7 +275,7 @@ func (s *Store) Users() []User {
 	return users
 }
 
-// DeleteUser removes an account with its sockets and tunnels.
+// DeleteUser removes an account with its sockets, tunnels and access tokens.
 func (s *Store) DeleteUser(id string) error {
 	s.change.Lock()
 	defer s.change.Unlock()
@@ -279,9 +287,15 @@ func (s *Store) DeleteUser(id string) error {
 	for sid := range s.perUser[id] {
 		sockets = append(sockets, s.sockets[sid])
 	}
+	tokens := s.tokensOf(id)
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		for _, k := range sockets {
 			if err := s.deleteSocketIn(tx, k); err != nil {
+				return err
+			}
+		}
+		for _, t := range tokens {
+			if err := tx.Bucket(bucketTokens).Delete([]byte(t.ID)); err != nil {
 				return err
 			}
 		}
@@ -293,6 +307,9 @@ func (s *Store) DeleteUser(id string) error {
 	s.apply(func() {
 		for _, k := range sockets {
 			s.forgetSocketAndTunnels(k)
+		}
+		for _, t := range tokens {
+			delete(s.tokens, t.ID)
 		}
 		delete(s.users, id)
 		delete(s.byEmail, emailKey(u.Email))

@@ -111,11 +111,23 @@ func (p *Proxy) Requests(endpoint string) int {
 // Client is a client that speaks to the edge through the proxy, with the edge's account.
 func (p *Proxy) Client(t testing.TB) *mysocket.Client {
 	t.Helper()
-	return p.ClientOf(t, func() (string, string, error) { return p.edge.Email, p.edge.Password, nil })
+	return p.ClientOf(t, mysocket.Account{Email: p.edge.Email, Password: p.edge.Password})
 }
 
-// ClientOf is a client with other credentials.
-func (p *Proxy) ClientOf(t testing.TB, credentials mysocket.Credentials) *mysocket.Client {
+// TokenClient is a client that speaks the border0 dialect, with the access token of the same account.
+func (p *Proxy) TokenClient(t testing.TB) *mysocket.Client {
+	t.Helper()
+	return p.ClientOf(t, mysocket.Account{Token: p.edge.Token})
+}
+
+// ClientOf is a client of another account.
+func (p *Proxy) ClientOf(t testing.TB, account mysocket.Account) *mysocket.Client {
+	t.Helper()
+	return p.ClientWith(t, func() (mysocket.Account, error) { return account, nil })
+}
+
+// ClientWith is a client whose account may change or be missing.
+func (p *Proxy) ClientWith(t testing.TB, credentials mysocket.Credentials) *mysocket.Client {
 	t.Helper()
 	c, err := mysocket.New(mysocket.Config{BaseURL: p.URL, Credentials: credentials, Transport: p.server.Client().Transport, Version: "test"})
 	if err != nil {
@@ -136,7 +148,9 @@ func (p *Proxy) HastyClient(t testing.TB, patience time.Duration) *mysocket.Clie
 	t.Cleanup(hasty.CloseIdleConnections)
 	c, err := mysocket.New(mysocket.Config{
 		BaseURL: p.URL, Transport: hasty, Version: "test",
-		Credentials: func() (string, string, error) { return p.edge.Email, p.edge.Password, nil },
+		Credentials: func() (mysocket.Account, error) {
+			return mysocket.Account{Email: p.edge.Email, Password: p.edge.Password}, nil
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -187,3 +201,18 @@ func After(fault Fault) Fault {
 
 // Refused breaks the connection, and does nothing of what was asked.
 func Refused(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
+
+// Eventually waits until condition holds, and fails the test when it doesn't within 20 s.
+func Eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not within 20 s: %s", what)
+		}
+	}
+}
