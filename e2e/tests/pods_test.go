@@ -39,6 +39,8 @@ func TestSideBySide(t *testing.T) {
 		{"Guards", testGuards},
 		{"ProtectedSecret", testProtectedSecret},
 		{"LoadBalancer", testLoadBalancer},
+		{"LiveChange", testLiveChange},
+		{"SkippedPods", testSkippedPods},
 	} {
 		t.Run(sub.name, func(t *testing.T) {
 			t.Parallel()
