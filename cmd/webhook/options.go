@@ -20,7 +20,9 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/mysocketio/mysocket-injector/internal/certs"
 	"github.com/mysocketio/mysocket-injector/internal/inject"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
 )
@@ -41,6 +43,8 @@ type options struct {
 	webhookService       string
 	gatewayService       string
 	certificateSecret    string
+	certificate          string
+	certificateOverlap   time.Duration
 	lease                string
 	webhookPort          int
 	gatewayPort          int
@@ -59,6 +63,13 @@ type options struct {
 	hostKeys []string
 	apiCA    *x509.CertPool
 }
+
+// Bounds of --certificate-overlap: the shortest is what a CA takes to every client where nothing is slow; the longest is well below
+// a third of the lifetime of our certificates.
+const (
+	minOverlap = 10 * time.Second
+	maxOverlap = 7 * 24 * time.Hour
+)
 
 var clusterNamePattern = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)?$`)
 
@@ -81,6 +92,8 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.webhookService, "webhook-service", "mysocket-injector-webhook", "name of the Service in front of the webhook")
 	f.StringVar(&o.gatewayService, "gateway-service", "mysocket-injector-gateway", "name of the Service in front of the gateway, on port 443")
 	f.StringVar(&o.certificateSecret, "certificate-secret", "mysocket-injector-certificates", "name of the Secret for our serving certificate")
+	f.StringVar(&o.certificate, "cert-manager-certificate", "", "name of cert-manager's Certificate that the serving certificate comes from; empty: certificates of our own")
+	f.DurationVar(&o.certificateOverlap, "certificate-overlap", certs.DefaultOverlap, "how long a new CA is published before a certificate of it is served, and an old one after its last, 10s to 168h")
 	f.StringVar(&o.lease, "lease", "mysocket-injector", "name of the leader election's Lease")
 	f.IntVar(&o.webhookPort, "webhook-port", 10250, "port of the webhook; 10250 is the one that private GKE clusters let through")
 	f.IntVar(&o.gatewayPort, "gateway-port", 10443, "port of the gateway")
@@ -137,6 +150,12 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	}
 	if o.sidecar.ReadyGrace <= 0 {
 		return nil, fmt.Errorf("--sidecar-ready-grace %s: it must be longer than zero", o.sidecar.ReadyGrace)
+	}
+	if o.certificateOverlap < minOverlap || o.certificateOverlap > maxOverlap {
+		return nil, fmt.Errorf("--certificate-overlap %s: allowed are %s to %s", o.certificateOverlap, minOverlap, maxOverlap)
+	}
+	if problems := validation.IsDNS1123Subdomain(o.certificate); o.certificate != "" && len(problems) > 0 {
+		return nil, fmt.Errorf("--cert-manager-certificate %q: %s", o.certificate, problems[0])
 	}
 	if o.memoryLimit < 0 {
 		return nil, fmt.Errorf("--memory-limit %d: it can't be negative", o.memoryLimit)

@@ -56,7 +56,7 @@ func TestOptionsHaveDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o.apiURL != "https://api.mysocket.io" || o.sshAddress != "ssh.mysocket.io:22" || o.webhookPort != 10250 || o.gatewayPort != 10443 ||
-		o.rolloutMaxConcurrent != 1 || o.rolloutOutdated || o.hostKeys != nil || o.apiCA != nil || o.logLevel != 0 || o.logFormat != "text" {
+		o.rolloutMaxConcurrent != 1 || o.rolloutOutdated || o.hostKeys != nil || o.apiCA != nil || o.certificate != "" || o.certificateOverlap != 24*time.Hour || o.logLevel != 0 || o.logFormat != "text" {
 		t.Errorf("options %+v", o)
 	}
 	if o.sidecar.GatewayURL != "https://mysocket-injector-gateway.mysocket-system.svc:443" || o.sidecar.ReadyGrace != time.Minute ||
@@ -112,6 +112,9 @@ func TestOptionsSayWhatIsWrong(t *testing.T) {
 		{"too many restarts", []string{"--rollout-max-concurrent=101"}, "--rollout-max-concurrent 101: allowed are 1 to 100"},
 		{"outdated sidecars", []string{"--rollout-outdated=yes"}, `--rollout-outdated "yes": allowed are never, auto`},
 		{"sidecar image", []string{"--sidecar-image="}, `sidecar image ""`},
+		{"overlap that is short", []string{"--certificate-overlap=9s"}, "--certificate-overlap 9s: allowed are 10s to 168h0m0s"},
+		{"overlap that is long", []string{"--certificate-overlap=169h"}, "--certificate-overlap 169h0m0s: allowed"},
+		{"Certificate", []string{"--cert-manager-certificate=a/b"}, `--cert-manager-certificate "a/b": `},
 		{"pull policy", []string{"--sidecar-pull-policy=Sometimes"}, `"Sometimes": allowed are Always, IfNotPresent, Never`},
 		{"ready grace", []string{"--sidecar-ready-grace=-1s"}, "--sidecar-ready-grace -1s: it must be longer than zero"},
 		{"ready grace that would mean the default", []string{"--sidecar-ready-grace=0"}, "--sidecar-ready-grace 0s: it must be longer than zero"},

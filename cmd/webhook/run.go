@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	certmanagerv1 "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -41,7 +42,7 @@ import (
 )
 
 // schemes are the kinds of objects that the program knows.
-var schemes = []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme}
+var schemes = []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme, certmanagerv1.AddToScheme}
 
 // run builds the parts, joins them and runs them until ctx ends.
 func run(ctx context.Context, o *options) error {
@@ -71,6 +72,8 @@ func run(ctx context.Context, o *options) error {
 	certificates, err := certs.New(certs.Config{
 		Namespace:         o.namespace,
 		SecretName:        o.certificateSecret,
+		Certificate:       o.certificate,
+		Overlap:           o.certificateOverlap,
 		DNSNames:          serviceNames(o.namespace, o.webhookService, o.gatewayService),
 		MutatingWebhook:   o.webhookConfiguration,
 		ValidatingWebhook: o.webhookConfiguration,

@@ -24,6 +24,9 @@ type Config struct {
 	// Namespace and SecretName name the Secret that holds everything. Required.
 	Namespace  string
 	SecretName string
+	// Certificate names the Certificate of cert-manager, in the same namespace, from which the serving certificate comes. Empty
+	// for certificates of our own.
+	Certificate string
 	// DNSNames are the names the certificate is for. Required. A change is noticed when the leader next starts.
 	DNSNames []string
 	// MutatingWebhook and ValidatingWebhook are the names of the configurations that get our CA. Empty for none. The
@@ -31,7 +34,7 @@ type Config struct {
 	MutatingWebhook   string
 	ValidatingWebhook string
 
-	// LeafLifetime and CALifetime are how long certificates are valid. They are renewed after two thirds of it.
+	// LeafLifetime and CALifetime are how long certificates of our own are valid. They are renewed after two thirds of it.
 	LeafLifetime time.Duration
 	CALifetime   time.Duration
 	// Overlap is how long a new CA is published before it signs, and an old one after its last certificate was replaced.
@@ -72,6 +75,9 @@ func (c Config) Validate() error {
 	c = c.withDefaults()
 	if c.Namespace == "" || c.SecretName == "" {
 		return fmt.Errorf("certificates: Secret %q in namespace %q: both names are required", c.SecretName, c.Namespace)
+	}
+	if problems := validation.IsDNS1123Subdomain(c.Certificate); c.Certificate != "" && len(problems) > 0 {
+		return fmt.Errorf("certificates: Certificate %q: %s", c.Certificate, problems[0])
 	}
 	if len(c.DNSNames) == 0 {
 		return errors.New("certificates: at least one DNS name is required")

@@ -2,6 +2,7 @@ package certs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -15,6 +16,9 @@ import (
 
 // writeAttempts bounds how often a write is tried at once when somebody else was faster.
 const writeAttempts = 5
+
+// errNotIssued is no news: checkIssued has said why.
+var errNotIssued = errors.New("cert-manager has issued nothing that can be used")
 
 // leader is the part of a Manager that writes.
 type leader struct{ m *Manager }
@@ -38,7 +42,9 @@ func (l leader) once(ctx context.Context) {
 	m.work.Lock()
 	defer m.work.Unlock()
 	err := m.ensureSecret(ctx)
-	m.report.report("writing certificates", err, "secret", m.secretName())
+	if !errors.Is(err, errNotIssued) {
+		m.report.report("writing certificates", err, "secret", m.secretName())
+	}
 	if err != nil {
 		return
 	}
@@ -71,6 +77,8 @@ func (m *Manager) tryEnsureSecret(ctx context.Context) error {
 	var want *material
 	var said []string
 	switch was, why := parseSecret(secret); {
+	case m.cfg.Certificate != "":
+		want, said, err = m.followIssued(ctx, was, why, served, now)
 	case why == nil:
 		want, said, err = m.rotation.next(was, now)
 	case served == nil && secret == nil:
@@ -92,6 +100,23 @@ func (m *Manager) tryEnsureSecret(ctx context.Context) error {
 	}
 	m.use(want)
 	return nil
+}
+
+// followIssued is what tryEnsureSecret does in cert-manager mode. was is nil if the Secret can't be used, and why says so.
+func (m *Manager) followIssued(ctx context.Context, was *material, why error, served *material, now time.Time) (*material, []string, error) {
+	var said []string
+	if why != nil && served != nil {
+		was, said = served, []string{"restored since the Secret can't be used: " + why.Error()}
+	}
+	is := m.checkIssued(ctx, now)
+	switch {
+	case is != nil:
+		want, more := m.rotation.adopt(was, is, now)
+		return want, append(said, more...), nil
+	case was != nil:
+		return was, said, nil
+	}
+	return nil, nil, errNotIssued
 }
 
 // writeSecret creates the Secret, or updates the one that was read. The API server refuses either with a conflict if

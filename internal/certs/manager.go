@@ -2,6 +2,9 @@
 // that those who call them trust it. It owns one Secret, and the caBundle fields of the webhook configurations it is
 // told of; whoever publishes the CA elsewhere subscribes to it. It must not know what is served.
 //
+// The certificates are of its own making, or of cert-manager's: then the leader takes what cert-manager issued into the same
+// Secret, in steps that no client notices.
+//
 // The leader writes ([Manager.Leader]), every replica reads ([Manager.Start]). Nothing of it is in the chart, so no
 // upgrade of the chart can replace a certificate, and no tool that compares the chart with the cluster sees a difference.
 package certs
@@ -30,7 +33,10 @@ const (
 	eagerInterval = time.Second
 )
 
-var errNoCertificate = errors.New("no certificate yet: the leader makes one in its first seconds")
+var (
+	errNoCertificate = errors.New("no certificate yet: the leader makes one in its first seconds")
+	errNotRead       = errors.New("it has not been read yet")
+)
 
 // Manager holds the serving certificate. It is a runnable for every replica; the leader's part is Leader.
 type Manager struct {
@@ -51,6 +57,7 @@ type Manager struct {
 	subscribers []chan struct{}
 	webhooks    error         // what is wrong with the webhook configurations, as last seen
 	published   bool          // they have been right once
+	issuance    error         // what is wrong with cert-manager's Certificate, as last seen; nil without cert-manager
 	loaded      chan struct{} // closed once material is there
 }
 
@@ -61,7 +68,7 @@ var (
 
 // New returns a Manager, or says what is wrong with the configuration. The client must not have a cache for Secrets and
 // webhook configurations: it needs get, create and update on the one Secret, and get and patch on the one (or two) webhook
-// configurations, and no list or watch.
+// configurations, and no list or watch. In cert-manager mode it needs get on the Certificate and on its Secret, too.
 func New(cfg Config, c client.Client) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -78,8 +85,11 @@ func New(cfg Config, c client.Client) (*Manager, error) {
 		webhooks: errors.New("the webhook configurations have not been read yet"),
 		loaded:   make(chan struct{}),
 	}
+	if cfg.Certificate != "" {
+		m.issuance = fmt.Errorf("the Certificate %s/%s of cert-manager: %w", cfg.Namespace, cfg.Certificate, errNotRead)
+	}
 	var err error
-	m.metrics, err = newMetrics(cfg.Registerer)
+	m.metrics, err = newMetrics(cfg.Registerer, cfg.Certificate != "")
 	return m, err
 }
 
@@ -116,6 +126,9 @@ func (m *Manager) follow(ctx context.Context) {
 		m.use(read)
 	}
 	m.report.report("certificates in the Secret", err, "secret", m.secretName())
+	if m.cfg.Certificate != "" {
+		m.checkIssued(ctx, time.Now())
+	}
 	m.checkWebhooks(ctx)
 }
 
@@ -161,9 +174,9 @@ func (m *Manager) use(read *material) {
 		return
 	}
 	m.material = read
-	m.served = &tls.Certificate{Certificate: [][]byte{read.leaf.cert.Raw}, PrivateKey: read.leaf.key, Leaf: read.leaf.cert}
+	m.served = read.tls()
 	m.metrics.observe(read)
-	m.log.Info("certificate in use", "until", read.leaf.cert.NotAfter, "ca_until", read.ca.cert.NotAfter, "ca_rotation", read.previous != nil)
+	m.log.Info("certificate in use", "until", read.leaf.cert.NotAfter, "ca_until", read.ca.cert.NotAfter, "ca_rotation", len(read.others) > 0)
 	if was == nil {
 		close(m.loaded)
 	}
@@ -187,9 +200,17 @@ func (m *Manager) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.served == nil {
-		return nil, errNoCertificate
+		return nil, m.noCertificate()
 	}
 	return m.served, nil
+}
+
+// noCertificate says why there is none. The caller holds mu.
+func (m *Manager) noCertificate() error {
+	if m.issuance != nil {
+		return fmt.Errorf("no certificate yet: %w", m.issuance)
+	}
+	return errNoCertificate
 }
 
 // Wait returns once there is a certificate to serve, or with the context's error.
@@ -243,9 +264,13 @@ func (m *Manager) Ready() error {
 	defer m.mu.Unlock()
 	switch {
 	case m.material == nil:
-		return errNoCertificate
+		return m.noCertificate()
 	case now.After(m.material.leaf.cert.NotAfter):
-		return fmt.Errorf("the certificate expired at %s", m.material.leaf.cert.NotAfter.UTC().Format(time.RFC3339))
+		expired := "the certificate expired at " + stamp(m.material.leaf.cert.NotAfter)
+		if m.issuance != nil {
+			return fmt.Errorf("%s: %w", expired, m.issuance)
+		}
+		return errors.New(expired)
 	case !m.published:
 		return m.webhooks
 	}

@@ -320,7 +320,7 @@ func TestExpiredWithoutALeader(t *testing.T) {
 // TestBrokenSecret breaks each part of the Secret: followers go on with what they had, the leader makes it anew, keeps
 // what isn't its own, and logs no key.
 func TestBrokenSecret(t *testing.T) {
-	for _, key := range []string{keyCACert, keyCAKey, keyLeafCert, keyLeafKey, keyPrevious} {
+	for _, key := range []string{keyCACert, keyCAKey, keyLeafCert, keyLeafKey, keyOthers} {
 		t.Run(key, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer

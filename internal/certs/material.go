@@ -5,12 +5,14 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 )
 
@@ -20,7 +22,8 @@ const (
 	keyCAKey    = "ca.key"
 	keyLeafCert = "tls.crt"
 	keyLeafKey  = "tls.key"
-	keyPrevious = "ca-previous.crt" // empty or missing but during a rotation of the CA
+	keyOthers   = "ca-previous.crt" // empty or missing but during a rotation of the CA
+	keySince    = "ca-since"        // see material.since
 )
 
 const (
@@ -33,9 +36,16 @@ const (
 
 // material is the content of the Secret. It never changes once made.
 type material struct {
-	ca       pair              // signs leaves
-	leaf     pair              // is served; signed by ca or, during a rotation, by previous
-	previous *x509.Certificate // another CA to trust; nil but during a rotation. Its key is gone.
+	ca   pair // signs leaves; without a key when it is cert-manager's
+	leaf pair // is served; signed by ca or, during a rotation, by one of others
+	// chain is what leads from the leaf to the CA and is served with it. Our own CA needs none.
+	chain []*x509.Certificate
+	// others are other CAs to trust, the newest first; none but during a rotation, unless an issuer of cert-manager's names
+	// several. We have no key of them.
+	others []*x509.Certificate
+	// since is when a CA was last added, or the leaf of another CA first served. Only cert-manager mode needs it: our own
+	// certificates tell when they were made.
+	since time.Time
 }
 
 type pair struct {
@@ -50,22 +60,37 @@ func parse(data map[string][]byte) (*material, error) {
 	}
 	var m material
 	var err error
-	if m.ca, err = parsePair(data, keyCACert, keyCAKey); err != nil {
+	if len(data[keyCAKey]) == 0 {
+		m.ca.cert, err = parseCert(data, keyCACert)
+	} else {
+		m.ca, err = parsePair(data, keyCACert, keyCAKey)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if !m.ca.cert.IsCA {
+	leaf, err := parseCerts(data, keyLeafCert)
+	if err != nil {
+		return nil, err
+	}
+	if m.leaf, err = withKey(leaf[0], data, keyLeafCert, keyLeafKey); err != nil {
+		return nil, err
+	}
+	m.chain = leaf[1:]
+	if selfSigned := m.ca.key == nil && m.ca.cert.Equal(m.leaf.cert); !m.ca.cert.IsCA && !selfSigned {
 		return nil, fmt.Errorf("%s is not a CA's certificate", keyCACert)
 	}
-	if m.leaf, err = parsePair(data, keyLeafCert, keyLeafKey); err != nil {
-		return nil, err
-	}
-	if len(data[keyPrevious]) > 0 {
-		if m.previous, err = parseCert(data, keyPrevious); err != nil {
+	if len(data[keyOthers]) > 0 {
+		if m.others, err = parseCerts(data, keyOthers); err != nil {
 			return nil, err
 		}
 	}
-	if !m.signedByCA() && (m.previous == nil || m.leaf.cert.CheckSignatureFrom(m.previous) != nil) {
-		return nil, fmt.Errorf("%s is signed neither by %s nor by %s", keyLeafCert, keyCACert, keyPrevious)
+	if len(data[keySince]) > 0 {
+		if m.since, err = time.Parse(time.RFC3339, string(data[keySince])); err != nil {
+			return nil, fmt.Errorf("%s is not a time", keySince)
+		}
+	}
+	if m.signer() == nil {
+		return nil, fmt.Errorf("%s is signed neither by %s nor by %s", keyLeafCert, keyCACert, keyOthers)
 	}
 	return &m, nil
 }
@@ -75,6 +100,11 @@ func parsePair(data map[string][]byte, certName, keyName string) (pair, error) {
 	if err != nil {
 		return pair{}, err
 	}
+	return withKey(cert, data, certName, keyName)
+}
+
+// withKey adds its key to a certificate.
+func withKey(cert *x509.Certificate, data map[string][]byte, certName, keyName string) (pair, error) {
 	block, _ := pem.Decode(data[keyName])
 	if block == nil || block.Type != typeKey {
 		return pair{}, fmt.Errorf("%s has no PEM block %q", keyName, typeKey)
@@ -92,24 +122,49 @@ func parsePair(data map[string][]byte, certName, keyName string) (pair, error) {
 }
 
 func parseCert(data map[string][]byte, name string) (*x509.Certificate, error) {
-	block, rest := pem.Decode(data[name])
-	if block == nil || block.Type != typeCert || len(bytes.TrimSpace(rest)) > 0 {
+	certs, err := parseCerts(data, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(certs) > 1:
 		return nil, fmt.Errorf("%s is not one PEM block %q", name, typeCert)
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+	return certs[0], nil
+}
+
+// maxCerts is more than any chain or bundle has that could be meant.
+const maxCerts = 32
+
+// parseCerts reads one certificate or several, and nothing else.
+func parseCerts(data map[string][]byte, name string) ([]*x509.Certificate, error) {
+	var certs []*x509.Certificate
+	for rest := data[name]; certs == nil || len(bytes.TrimSpace(rest)) > 0; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil || block.Type != typeCert || len(certs) == maxCerts {
+			return nil, fmt.Errorf("%s is not one PEM block %q, or a few", name, typeCert)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		certs = append(certs, cert)
 	}
-	return cert, nil
+	return certs, nil
 }
 
 // encode is the opposite of parse.
 func (m *material) encode() (map[string][]byte, error) {
-	data := map[string][]byte{keyCACert: encodeCert(m.ca.cert), keyLeafCert: encodeCert(m.leaf.cert), keyPrevious: {}}
-	if m.previous != nil {
-		data[keyPrevious] = encodeCert(m.previous)
+	data := map[string][]byte{
+		keyCACert: encodeCert(m.ca.cert), keyCAKey: {}, keyLeafCert: encodeCerts(append([]*x509.Certificate{m.leaf.cert}, m.chain...)),
+		keyOthers: encodeCerts(m.others), keySince: {},
+	}
+	if !m.since.IsZero() {
+		data[keySince] = []byte(m.since.UTC().Format(time.RFC3339))
 	}
 	for name, key := range map[string]*ecdsa.PrivateKey{keyCAKey: m.ca.key, keyLeafKey: m.leaf.key} {
+		if key == nil {
+			continue
+		}
 		der, err := x509.MarshalPKCS8PrivateKey(key)
 		if err != nil {
 			return nil, fmt.Errorf("encode %s: %w", name, err)
@@ -123,16 +178,57 @@ func encodeCert(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: typeCert, Bytes: c.Raw})
 }
 
-// bundle is what clients are to trust.
-func (m *material) bundle() []byte {
-	b := encodeCert(m.ca.cert)
-	if m.previous != nil {
-		b = append(b, encodeCert(m.previous)...)
+func encodeCerts(certs []*x509.Certificate) []byte {
+	text := []byte{}
+	for _, c := range certs {
+		text = append(text, encodeCert(c)...)
 	}
-	return b
+	return text
 }
 
-func (m *material) signedByCA() bool { return m.leaf.cert.CheckSignatureFrom(m.ca.cert) == nil }
+// trusted is what clients are to trust.
+func (m *material) trusted() []*x509.Certificate {
+	return append([]*x509.Certificate{m.ca.cert}, m.others...)
+}
+
+// bundle is trusted as PEM.
+func (m *material) bundle() []byte { return encodeCerts(m.trusted()) }
+
+func (m *material) signedByCA() bool { return leadsTo(m.leaf.cert, m.chain, m.ca.cert) }
+
+// signer is the trusted CA that the leaf leads to.
+func (m *material) signer() *x509.Certificate {
+	for _, ca := range m.trusted() {
+		if leadsTo(m.leaf.cert, m.chain, ca) {
+			return ca
+		}
+	}
+	return nil
+}
+
+// tls is what is served.
+func (m *material) tls() *tls.Certificate {
+	c := &tls.Certificate{Certificate: [][]byte{m.leaf.cert.Raw}, PrivateKey: m.leaf.key, Leaf: m.leaf.cert}
+	for _, i := range m.chain {
+		c.Certificate = append(c.Certificate, i.Raw)
+	}
+	return c
+}
+
+// leadsTo tells whether each certificate is signed by the next, and the last by the CA, whatever the time. A certificate
+// that signed itself is its own CA.
+func leadsTo(leaf *x509.Certificate, chain []*x509.Certificate, ca *x509.Certificate) bool {
+	for _, next := range append(slices.Clone(chain), ca) {
+		if leaf.Equal(ca) {
+			return true
+		}
+		if leaf.CheckSignatureFrom(next) != nil {
+			return false
+		}
+		leaf = next
+	}
+	return true
+}
 
 func newCA(now time.Time, lifetime time.Duration) (pair, error) {
 	return sign(&x509.Certificate{

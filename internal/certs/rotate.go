@@ -14,11 +14,11 @@ import (
 //	what is                              | what is done
 //	nothing, or a CA that has expired    | new CA, leaf signed by it
 //	leaf at 2/3, expired or other names  | new leaf from the CA
-//	CA at 2/3                            | new CA, the old one stays in the bundle as previous; the leaf stays
-//	leaf of the previous CA              | once the new CA has been published for Overlap: new leaf from it
-//	previous CA, leaf of the current one | once that leaf has been served for Overlap: previous is dropped
+//	CA at 2/3, or its key is not ours    | new CA, the old one stays in the bundle among the others; the leaf stays
+//	leaf of another CA                   | once the new CA has been published for Overlap: new leaf from it
+//	others, leaf of the current CA       | once that leaf has been served for Overlap: the others are dropped
 //
-// The old CA's key is gone as soon as there is a new one.
+// The old CA's key is gone as soon as there is a new one. A CA whose key is not ours was cert-manager's.
 type rotation struct {
 	names                             []string
 	leafLifetime, caLifetime, overlap time.Duration
@@ -39,19 +39,27 @@ func (r rotation) next(was *material, now time.Time) (*material, []string, error
 		return &material{ca: ca, leaf: leaf}, []string{"new CA " + until(ca.cert), "new certificate " + until(leaf.cert)}, nil
 	}
 	m, said := *was, []string(nil)
+	if m.ca.key == nil {
+		rotated, err := r.rotateCA(&m, now)
+		if err != nil {
+			return nil, nil, err
+		}
+		m = *rotated
+		said = append(said, r.willSign(&m))
+	}
 	if r.leafDue(&m, now) {
 		leaf, err := newLeaf(m.ca, r.names, now, r.leafLifetime)
 		if err != nil {
 			return nil, nil, err
 		}
-		m.leaf = leaf
+		m.leaf, m.chain = leaf, nil
 		said = append(said, "new certificate "+until(leaf.cert))
 	}
 	switch {
 	case !m.signedByCA(): // a rotation of the CA is under way
-	case m.previous != nil:
+	case len(m.others) > 0:
 		if !now.Before(created(m.leaf.cert).Add(r.overlap)) {
-			m.previous = nil
+			m.others = nil
 			said = append(said, "old CA no longer trusted")
 		}
 	case !now.Before(renewAt(m.ca.cert)):
@@ -60,7 +68,7 @@ func (r rotation) next(was *material, now time.Time) (*material, []string, error
 			return nil, nil, err
 		}
 		m = *rotated
-		said = append(said, fmt.Sprintf("new CA %s, which will sign from %s on", until(m.ca.cert), now.Add(r.overlap).UTC().Format(time.RFC3339)))
+		said = append(said, r.willSign(&m))
 	}
 	return &m, said, nil
 }
@@ -72,7 +80,7 @@ func (r rotation) replace(served *material, now time.Time) (*material, []string,
 	case served == nil || !now.Before(served.leaf.cert.NotAfter):
 		return r.next(nil, now)
 	case !served.signedByCA():
-		// In the middle of a rotation its new CA can't be replaced too: a bundle has room for two.
+		// In the middle of a rotation its new CA is not replaced, too.
 		return served, []string{"restored as it was"}, nil
 	}
 	m, err := r.rotateCA(served, now)
@@ -87,7 +95,11 @@ func (r rotation) rotateCA(m *material, now time.Time) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &material{ca: ca, leaf: m.leaf, previous: m.ca.cert}, nil
+	return &material{ca: ca, leaf: m.leaf, chain: m.chain, others: m.trusted()}, nil
+}
+
+func (r rotation) willSign(m *material) string {
+	return fmt.Sprintf("new CA %s, which will sign from %s on", until(m.ca.cert), stamp(created(m.ca.cert).Add(r.overlap)))
 }
 
 func (r rotation) leafDue(m *material, now time.Time) bool {
@@ -109,4 +121,6 @@ func renewAt(c *x509.Certificate) time.Time {
 	return created(c).Add(c.NotAfter.Sub(created(c)) / 3 * 2)
 }
 
-func until(c *x509.Certificate) string { return "until " + c.NotAfter.UTC().Format(time.RFC3339) }
+func until(c *x509.Certificate) string { return "until " + stamp(c.NotAfter) }
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -3,6 +3,7 @@ package certs
 import (
 	"bytes"
 	"crypto/x509"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,8 +31,8 @@ func mustNext(t *testing.T, r rotation, was *material, now time.Time) (*material
 func TestRotation(t *testing.T) {
 	r := testRotation()
 	first, said := mustNext(t, r, nil, start)
-	if len(said) != 2 || first.previous != nil || !first.signedByCA() {
-		t.Fatalf("from nothing: %v, previous %v", said, first.previous)
+	if len(said) != 2 || first.others != nil || !first.signedByCA() {
+		t.Fatalf("from nothing: %v, previous %v", said, first.others)
 	}
 	if got := first.leaf.cert.NotAfter; !got.Equal(start.Add(DefaultLeafLifetime)) {
 		t.Errorf("leaf until %s", got)
@@ -42,7 +43,7 @@ func TestRotation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return &material{ca: m.ca, leaf: leaf, previous: m.previous}
+		return &material{ca: m.ca, leaf: leaf, others: m.others}
 	}
 	beforeCA := fresh(first, caDue)
 	rotated, _ := mustNext(t, r, beforeCA, caDue)
@@ -68,14 +69,14 @@ func TestRotation(t *testing.T) {
 		{"new CA not long enough published", r, rotated, caDue.Add(DefaultOverlap - time.Second), change{}},
 		{"new CA long enough published", r, rotated, caDue.Add(DefaultOverlap), change{leaf: true}},
 		{"other names during the overlap", renamed, rotated, caDue.Add(time.Hour), change{leaf: true}},
-		{"old leaf expired during the overlap", r, &material{ca: rotated.ca, leaf: first.leaf, previous: first.ca.cert}, caDue.Add(time.Hour), change{leaf: true}},
+		{"old leaf expired during the overlap", r, &material{ca: rotated.ca, leaf: first.leaf, others: []*x509.Certificate{first.ca.cert}}, caDue.Add(time.Hour), change{leaf: true}},
 		{"old CA still needed by late readers", r, signedByNew, caDue.Add(2*DefaultOverlap - time.Second), change{}},
 		{"old CA no longer needed", r, signedByNew, caDue.Add(2 * DefaultOverlap), change{previous: true}},
 		{"CA expired", r, first, start.Add(DefaultCALifetime), change{ca: true, leaf: true}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, said := mustNext(t, tc.r, tc.was, tc.at)
-			samePrevious := (got.previous == nil) == (tc.was.previous == nil) && (got.previous == nil || got.previous.Equal(tc.was.previous))
+			samePrevious := slices.EqualFunc(got.others, tc.was.others, (*x509.Certificate).Equal)
 			have := change{!got.ca.cert.Equal(tc.was.ca.cert), !got.leaf.cert.Equal(tc.was.leaf.cert), !samePrevious}
 			if have != tc.want {
 				t.Errorf("changed %+v, want %+v", have, tc.want)
@@ -112,15 +113,15 @@ func TestReplace(t *testing.T) {
 	if err != nil || len(said) == 0 {
 		t.Fatalf("%v %v", said, err)
 	}
-	if replaced.ca.cert.Equal(first.ca.cert) || !replaced.previous.Equal(first.ca.cert) || !replaced.leaf.cert.Equal(first.leaf.cert) {
+	if replaced.ca.cert.Equal(first.ca.cert) || len(replaced.others) != 1 || !replaced.others[0].Equal(first.ca.cert) || !replaced.leaf.cert.Equal(first.leaf.cert) {
 		t.Error("a replaced CA isn't an ordinary rotation")
 	}
 	if again, _, err := r.replace(replaced, start.Add(day+time.Hour)); err != nil || again != replaced {
 		t.Errorf("in the middle of a rotation it isn't restored (%v)", err)
 	}
 	late, _, err := r.replace(first, start.Add(91*day))
-	if err != nil || late.previous != nil {
-		t.Errorf("from an expired leaf: previous %v, %v", late.previous, err)
+	if err != nil || late.others != nil {
+		t.Errorf("from an expired leaf: others %v, %v", late.others, err)
 	}
 	verify(t, late, start.Add(91*day), r.names)
 }
@@ -140,12 +141,15 @@ func TestParse(t *testing.T) {
 		}
 		return data
 	}
-	for _, m := range []*material{m, rotated} {
+	foreignCA := &material{ca: pair{cert: m.ca.cert}, leaf: m.leaf, chain: []*x509.Certificate{m.ca.cert}, others: []*x509.Certificate{other.ca.cert, rotated.ca.cert}, since: start}
+	for _, m := range []*material{m, rotated, foreignCA} {
 		back, err := parse(encode(m))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(back.bundle(), m.bundle()) || !back.leaf.cert.Equal(m.leaf.cert) || !back.leaf.key.Equal(m.leaf.key) || !back.ca.key.Equal(m.ca.key) {
+		if !bytes.Equal(back.bundle(), m.bundle()) || !back.leaf.cert.Equal(m.leaf.cert) || !back.leaf.key.Equal(m.leaf.key) ||
+			(m.ca.key == nil) != (back.ca.key == nil) || m.ca.key != nil && !back.ca.key.Equal(m.ca.key) ||
+			len(back.chain) != len(m.chain) || !back.since.Equal(m.since) {
 			t.Error("what is read is not what was written")
 		}
 	}
@@ -157,11 +161,13 @@ func TestParse(t *testing.T) {
 	}{
 		{"empty", func(d map[string][]byte) { clear(d) }, "no certificate"},
 		{"CA missing", func(d map[string][]byte) { delete(d, keyCACert) }, "ca.crt"},
-		{"CA's key missing", func(d map[string][]byte) { delete(d, keyCAKey) }, "ca.key"},
+		{"nonsense as CA's key", func(d map[string][]byte) { d[keyCAKey] = []byte("x") }, "ca.key"},
+		{"nonsense as time", func(d map[string][]byte) { d[keySince] = []byte("x") }, "ca-since is not a time"},
 		{"leaf missing", func(d map[string][]byte) { delete(d, keyLeafCert) }, "tls.crt"},
 		{"leaf's key missing", func(d map[string][]byte) { delete(d, keyLeafKey) }, "tls.key"},
 		{"no PEM", func(d map[string][]byte) { d[keyLeafCert] = []byte("hello") }, "tls.crt is not one PEM block"},
-		{"two certificates", func(d map[string][]byte) { d[keyLeafCert] = append(d[keyLeafCert], foreign[keyLeafCert]...) }, "tls.crt is not one PEM block"},
+		{"two CAs", func(d map[string][]byte) { d[keyCACert] = append(d[keyCACert], foreign[keyCACert]...) }, "ca.crt is not one PEM block"},
+		{"a chain that is none", func(d map[string][]byte) { d[keyLeafCert] = append(d[keyLeafCert], foreign[keyLeafCert]...) }, "signed neither by"},
 		{"PEM of nonsense", func(d map[string][]byte) {
 			d[keyCACert] = []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
 		}, "ca.crt: "},
@@ -171,7 +177,7 @@ func TestParse(t *testing.T) {
 		{"another's key", func(d map[string][]byte) { d[keyLeafKey] = foreign[keyLeafKey] }, "tls.key is not the ECDSA key of tls.crt"},
 		{"another's CA", func(d map[string][]byte) { d[keyCACert], d[keyCAKey] = foreign[keyCACert], foreign[keyCAKey] }, "signed neither by"},
 		{"a leaf as CA", func(d map[string][]byte) { d[keyCACert], d[keyCAKey] = d[keyLeafCert], d[keyLeafKey] }, "not a CA's"},
-		{"nonsense as previous CA", func(d map[string][]byte) { d[keyPrevious] = []byte("x") }, "ca-previous.crt"},
+		{"nonsense as previous CA", func(d map[string][]byte) { d[keyOthers] = []byte("x") }, "ca-previous.crt"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			data := encode(m)
@@ -194,10 +200,10 @@ func FuzzParse(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(data[keyCACert], data[keyCAKey], data[keyLeafCert], data[keyLeafKey], data[keyPrevious])
+	f.Add(data[keyCACert], data[keyCAKey], data[keyLeafCert], data[keyLeafKey], data[keyOthers])
 	f.Add(data[keyCACert], data[keyCAKey], data[keyLeafCert], data[keyLeafKey], data[keyCACert])
 	f.Fuzz(func(t *testing.T, ca, caKey, leaf, leafKey, previous []byte) {
-		m, err := parse(map[string][]byte{keyCACert: ca, keyCAKey: caKey, keyLeafCert: leaf, keyLeafKey: leafKey, keyPrevious: previous})
+		m, err := parse(map[string][]byte{keyCACert: ca, keyCAKey: caKey, keyLeafCert: leaf, keyLeafKey: leafKey, keyOthers: previous})
 		if err != nil {
 			return
 		}

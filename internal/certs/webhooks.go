@@ -138,7 +138,7 @@ func (m *Manager) checkWebhooks(ctx context.Context) {
 			}
 		}
 		if problem == nil {
-			problem = trusts(c, current.leaf.cert)
+			problem = trusts(c, current)
 		}
 		if problem != nil {
 			break
@@ -154,16 +154,20 @@ func (m *Manager) checkWebhooks(ctx context.Context) {
 	m.report.report("trust of the webhook configurations in our certificate", problem)
 }
 
-// trusts says why the API server would not take the leaf for the webhooks of the configuration.
-func trusts(c configuration, leaf *x509.Certificate) error {
+// trusts says why the API server would not take what is served for the webhooks of the configuration.
+func trusts(c configuration, served *material) error {
+	chain := x509.NewCertPool()
+	for _, i := range served.chain {
+		chain.AddCert(i)
+	}
 	for _, w := range c.webhooks() {
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM(w.config.CABundle)
-		options := x509.VerifyOptions{Roots: roots}
+		options := x509.VerifyOptions{Roots: roots, Intermediates: chain}
 		if s := w.config.Service; s != nil {
 			options.DNSName = s.Name + "." + s.Namespace + ".svc" // as the API server asks for it
 		}
-		if _, err := leaf.Verify(options); err != nil {
+		if _, err := served.leaf.cert.Verify(options); err != nil {
 			return fmt.Errorf("webhook %s of %s %s does not trust our certificate: %w", w.name, c.kind, c.object.GetName(), err)
 		}
 	}

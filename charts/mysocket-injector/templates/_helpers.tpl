@@ -41,4 +41,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "mysocket.gatewayService" -}}{{ include "mysocket.name" . }}-gateway{{- end }}
 {{- define "mysocket.webhookConfiguration" -}}{{ include "mysocket.name" . }}.{{ .Release.Namespace }}.mysocket.io{{- end }}
 {{- define "mysocket.certificateSecret" -}}{{ include "mysocket.name" . }}-certificates{{- end }}
+{{- define "mysocket.certificate" -}}{{ include "mysocket.name" . }}-serving{{- end }}
+{{- define "mysocket.issuedSecret" -}}{{ include "mysocket.name" . }}-serving-tls{{- end }}
 {{- define "mysocket.lease" -}}{{ include "mysocket.name" . }}{{- end }}
