@@ -24,6 +24,10 @@ const (
 	pauseImage   = "localhost/pause:1"
 	coreDNSImage = "localhost/coredns:1"
 
+	certManagerModule = "github.com/cert-manager/cert-manager"
+	certManagerPart   = "cert-manager"
+	certManagerImage  = "localhost/cert-manager:1"
+
 	initBinary = "mysocket-e2e-init"
 )
 
@@ -41,9 +45,11 @@ type part struct {
 	install bool
 	// image, when set, is the single-binary image that is made of the part.
 	image string
+	// optional parts are built only for the tests that use them.
+	optional bool
 }
 
-// parts lists what up needs, the longest build first.
+// parts lists what up needs, the longest build first, and what is optional.
 func parts(root string) ([]part, error) {
 	e2e := filepath.Join(root, "e2e")
 	kube, err := requiredVersion(filepath.Join(e2e, "hyperkube", "go.mod"), kubernetesModule)
@@ -51,6 +57,10 @@ func parts(root string) ([]part, error) {
 		return nil, err
 	}
 	dns, err := requiredVersion(filepath.Join(e2e, "coredns", "go.mod"), coreDNSModule)
+	if err != nil {
+		return nil, err
+	}
+	certManager, err := requiredVersion(filepath.Join(e2e, "certmanager", "go.mod"), certManagerModule)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +90,10 @@ func parts(root string) ([]part, error) {
 			// Not the module files: this program uses only the standard library, and the tests'
 			// dependencies must not be a reason to start a running cluster anew.
 			sources: []string{filepath.Join(e2e, "cluster"), filepath.Join(e2e, "cmd", "cluster")},
+		},
+		{
+			name: certManagerPart, title: "cert-manager " + certManager, dir: filepath.Join(e2e, "certmanager"), args: build("-s -w", "."),
+			sources: []string{filepath.Join(e2e, "certmanager")}, image: certManagerImage, optional: true,
 		},
 	}, nil
 }
@@ -175,7 +189,35 @@ func BuildEnvtestAssets(ctx context.Context, opts Options) (dir string, err erro
 	return o.binDir(), err
 }
 
-// build makes the parts named (all of them when names is empty) and returns the key of each.
+// CertManager is cert-manager, ready to be installed in a cluster.
+type CertManager struct {
+	Ref     string // of the image
+	Archive string // of the image
+	CRDs    string // the directory of its CustomResourceDefinitions
+}
+
+// BuildCertManager builds cert-manager, unless it is in the cache already. No cluster needs it to run.
+func BuildCertManager(ctx context.Context, opts Options) (*CertManager, error) {
+	o, err := opts.complete()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := build(ctx, o, []string{certManagerPart}); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", certManagerModule)
+	cmd.Dir = filepath.Join(o.Root, "e2e", "certmanager")
+	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=")
+	dir, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("find the module %s: %w", certManagerModule, err)
+	}
+	return &CertManager{
+		Ref: certManagerImage, Archive: o.archive(certManagerPart), CRDs: filepath.Join(strings.TrimSpace(string(dir)), "deploy", "crds"),
+	}, nil
+}
+
+// build makes the parts named (all that are not optional when names is empty) and returns the key of each.
 func build(ctx context.Context, o Options, names []string) (map[string]string, error) {
 	if _, err := exec.LookPath("go"); err != nil {
 		return nil, errors.New("missing on this machine: go (the version in go.mod or newer), which builds the cluster")
@@ -198,7 +240,7 @@ func build(ctx context.Context, o Options, names []string) (map[string]string, e
 	}
 	keys := map[string]string{}
 	for _, p := range all {
-		if len(names) > 0 && !slices.Contains(names, p.name) {
+		if len(names) > 0 && !slices.Contains(names, p.name) || len(names) == 0 && p.optional {
 			continue
 		}
 		key, err := p.key(strings.TrimSpace(string(version)))

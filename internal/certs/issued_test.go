@@ -301,14 +301,15 @@ func certManagerScheme(t testing.TB) *runtime.Scheme {
 // certManager plays cert-manager at an API server.
 type certManager struct {
 	*issuer
-	c client.Client
+	c  client.Client
+	ns string
 }
 
 // put writes the Secret.
 func (cm *certManager) put(data map[string][]byte) {
 	cm.t.Helper()
 	ctx := context.Background()
-	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: testNamespace, Name: testIssuedSecret}}
+	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: cm.ns, Name: testIssuedSecret}}
 	if err := cm.c.Get(ctx, client.ObjectKeyFromObject(secret), secret); client.IgnoreNotFound(err) != nil {
 		cm.t.Fatal(err)
 	} else if err != nil {
@@ -330,7 +331,7 @@ func (cm *certManager) say(conditions ...certmanagerv1.CertificateCondition) {
 	cm.t.Helper()
 	ctx := context.Background()
 	c := &certmanagerv1.Certificate{}
-	if err := cm.c.Get(ctx, client.ObjectKey{Namespace: testNamespace, Name: testCertificate}, c); err != nil {
+	if err := cm.c.Get(ctx, client.ObjectKey{Namespace: cm.ns, Name: testCertificate}, c); err != nil {
 		cm.t.Fatal(err)
 	}
 	for i := range conditions {
@@ -372,7 +373,7 @@ func TestCertManagerSaysWhy(t *testing.T) {
 		cfg.Registerer = registry
 		cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
 		m, leader := newManager(t, cfg, c), newManager(t, leading, c)
-		cm := &certManager{newIssuer(t, time.Now(), m.rotation.names...), c}
+		cm := &certManager{newIssuer(t, time.Now(), m.rotation.names...), c, testNamespace}
 		stop := run(t, m, leader.Leader())
 		defer stop()
 		says := func(metric string, want string) {
@@ -441,7 +442,7 @@ func TestCertManagerClientsNeverFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fake.NewClientBuilder().WithScheme(certManagerScheme(t)).WithStatusSubresource(&certmanagerv1.Certificate{}).WithObjects(mutating(), testCertificateObject()).Build()
 		names := []string{"mysocket-gateway.mysocket-system.svc", serverName}
-		cm := &certManager{newIssuer(t, time.Now(), names...), c}
+		cm := &certManager{newIssuer(t, time.Now(), names...), c, testNamespace}
 		cm.put(cm.secret(time.Now(), time.Hour))
 		cm.say(ready(cmmeta.ConditionTrue, "Ready", ""))
 
