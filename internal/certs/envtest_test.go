@@ -3,9 +3,11 @@ package certs
 import (
 	"bytes"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -32,7 +34,7 @@ func TestRealAPIServer(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	c, err := client.New(admin, client.Options{})
+	c, err := client.New(admin, client.Options{Scheme: certManagerScheme(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,6 +104,27 @@ func TestRealAPIServer(t *testing.T) {
 		t.Errorf("a client that still has the old bundle: %v", err)
 	}
 
+	// The same with cert-manager, which comes after the control plane that waits for it.
+	cfg.Certificate = testCertificate
+	issued := newManager(t, cfg, limited)
+	defer run(t, issued)()
+	says := func(want string) func() bool {
+		return func() bool { err := issued.issuanceProblem(); return err != nil && strings.Contains(err.Error(), want) }
+	}
+	eventually(t, "word of the missing cert-manager", says("cert-manager is not installed: the API server does not know the kind Certificate of cert-manager.io/v1"))
+	if _, err := envtest.InstallCRDs(admin, envtest.CRDInstallOptions{Paths: []string{certManagerCRDs(t)}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "word of the missing Certificate", says("the Certificate mysocket-system/mysocket-serving of cert-manager does not exist"))
+	if err := c.Create(t.Context(), testCertificateObject()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "word of a silent cert-manager", says("has not looked at it yet"))
+	cm := &certManager{newIssuer(t, time.Now(), issued.rotation.names...), c, testNamespace}
+	cm.put(cm.secret(time.Now(), time.Hour))
+	cm.say(ready(cmmeta.ConditionTrue, "Ready", ""))
+	eventually(t, "an issued certificate", func() bool { return issued.issuanceProblem() == nil })
+
 	// What the rights don't cover.
 	other := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: testNamespace, Name: "another"}}
 	if err := c.Create(t.Context(), other); err != nil {
@@ -122,6 +145,8 @@ func limitedClient(t *testing.T, c client.Client, admin *rest.Config, cfg Config
 		&rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{
 			{APIGroups: []string{""}, Resources: []string{"secrets"}, Verbs: []string{"create"}},
 			{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{cfg.SecretName}, Verbs: []string{"get", "update"}},
+			{APIGroups: []string{"cert-manager.io"}, Resources: []string{"certificates"}, ResourceNames: []string{testCertificate}, Verbs: []string{"get"}},
+			{APIGroups: []string{""}, Resources: []string{"secrets"}, ResourceNames: []string{testIssuedSecret}, Verbs: []string{"get"}},
 		}},
 		&rbacv1.RoleBinding{ObjectMeta: meta, Subjects: subjects, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: meta.Name}},
 		&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: meta.Name}, Rules: []rbacv1.PolicyRule{
@@ -136,7 +161,7 @@ func limitedClient(t *testing.T, c client.Client, admin *rest.Config, cfg Config
 	}
 	as := rest.CopyConfig(admin)
 	as.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:" + testNamespace + ":mysocket-injector"}
-	limited, err := client.New(as, client.Options{})
+	limited, err := client.New(as, client.Options{Scheme: c.Scheme()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,4 +179,11 @@ func eventually(t *testing.T, what string, is func() bool) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// issuanceProblem is what is wrong with cert-manager's Certificate, as last seen.
+func (m *Manager) issuanceProblem() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.issuance
 }
