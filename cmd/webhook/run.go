@@ -110,13 +110,14 @@ func run(ctx context.Context, o *options) error {
 	if err := addAdmission(ctx, mgr, live, o, log); err != nil {
 		return err
 	}
-	if err := addGateway(ctx, mgr, live, api, certificates, serving, o, log); err != nil {
+	sweeper := &controller.Sweeper{Client: mgr.GetClient(), Live: live, API: api, Cluster: o.clusterName, Now: time.Now}
+	if err := addGateway(ctx, mgr, live, api, certificates, serving, sweeper.Wake, o, log); err != nil {
 		return err
 	}
 	if err := addControllers(mgr, live, api, certificates, o); err != nil {
 		return err
 	}
-	for _, r := range []manager.Runnable{certificates, certificates.Leader()} {
+	for _, r := range []manager.Runnable{certificates, certificates.Leader(), sweeper} {
 		if err := mgr.Add(r); err != nil {
 			return err
 		}
@@ -215,7 +216,7 @@ func addAdmission(ctx context.Context, mgr manager.Manager, live client.Client, 
 	return nil
 }
 
-func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, api *mysocket.Client, certificates *certs.Manager, serving func(*tls.Config), o *options, log *slog.Logger) error {
+func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, api *mysocket.Client, certificates *certs.Manager, serving func(*tls.Config), leftOver func(), o *options, log *slog.Logger) error {
 	changes := &gateway.Changes{}
 	if err := changes.Watch(ctx, mgr.GetCache()); err != nil {
 		return err
@@ -234,6 +235,7 @@ func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, ap
 		API:          api,
 		Changes:      changes,
 		Cluster:      o.clusterName,
+		LeftOver:     leftOver,
 		EdgeAddress:  o.sshAddress,
 		EdgeHostKeys: o.hostKeys,
 		Log:          log.With("component", "gateway"),

@@ -21,6 +21,8 @@ const (
 	Protection Setting = "protection"
 	// Upstream is how the edge speaks to the app.
 	Upstream Setting = "upstream"
+	// Retain is that the socket itself says that it is to be kept when the Service goes. Nothing has to be done then.
+	Retain Setting = "retain"
 )
 
 // ending marks a setting in Applied that is being taken back: still ours, and nothing to rely on any more.
@@ -83,6 +85,11 @@ func (a AppliedSettings) Ending(s Setting) AppliedSettings {
 		}
 	}
 	return out
+}
+
+// Without returns the value of the annotation in which a setting is not in force.
+func (a AppliedSettings) Without(s Setting) AppliedSettings {
+	return slices.DeleteFunc(slices.Clone(a), func(applied string) bool { return applied == string(s) })
 }
 
 // String is the value of the annotation.

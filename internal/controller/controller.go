@@ -2,6 +2,7 @@
 //
 //   - service: the life of a Service's socket, and what we write back on the Service
 //   - tunnel: deletes the tunnel at Mysocket when a Tunnel object goes
+//   - sweep: deletes what a lost answer of the API or a removed finalizer has left over
 //   - rollout: restarts workloads whose pods were there before their Service was annotated, or have an outdated sidecar
 //   - gatewayca: publishes the gateway's CA in every namespace that is labelled for injection
 //
@@ -46,6 +47,8 @@ const (
 	slowRetry = time.Minute
 	// A socket that was deleted or changed at Mysocket by somebody else gives no event; it is noticed this late.
 	recheck = 10 * time.Minute
+	// That a socket still says whose it is, is made sure of this long after it was written on one that was there before.
+	claimCheck = 30 * time.Second
 	// What else gives no event is noticed this late while not all pods of a Service are connected.
 	unsettled = time.Minute
 )

@@ -61,6 +61,7 @@ type ServiceReconciler struct {
 	Secrets client.Reader
 
 	refused   refusals
+	untagged  untagged
 	surplus   surplus
 	protected protections
 }
@@ -109,15 +110,19 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err := r.refused.of(req.NamespacedName, want.key(spec.SocketName), time.Now()); err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
-	socket, found, err := r.find(ctx, svc, spec.SocketName, 10*time.Second)
+	me, err := ownerOf(ctx, r.Client, svc)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	socket, found, err := r.find(ctx, svc, me, spec.SocketName, 10*time.Second)
 	if err == nil && !found {
 		// Names are not unique at Mysocket: before one is made, the list must be of now.
-		socket, found, err = r.find(ctx, svc, spec.SocketName, 0)
+		socket, found, err = r.find(ctx, svc, me, spec.SocketName, 0)
 	}
 	if err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
-	if err := r.retractClaims(ctx, svc, spec, socket, found); err != nil {
+	if err := r.retractClaims(ctx, svc, me, spec, socket, found); err != nil {
 		return reconcile.Result{}, err
 	}
 	if secretErr != nil {
@@ -133,7 +138,8 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 			return unlessConflict(fmt.Errorf("put a finalizer on Service %s: %w", req, err))
 		}
 	}
-	if socket, err = r.ensureSocket(ctx, svc, spec.SocketName, want, socket, found); err != nil {
+	claimed := !found || ownersOf(socket)[me] == spec.DeletionPolicy
+	if socket, err = r.ensureSocket(ctx, svc, me, spec, want, socket, found); err != nil {
 		err = protection.redact(err)
 		if mysocket.IsRefused(err) || errors.Is(err, errIgnored) {
 			// Shorter than the wait for the next attempt, which is not to find this.
@@ -143,11 +149,15 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}
 	r.protected.remember(req.NamespacedName, protection)
 	before := svc.Annotations[annotations.SocketID]
+	applied := spec.Asked()
+	if ownersOf(socket)[me] == annotations.PolicyRetain {
+		applied = append(applied, annotations.Retain)
+	}
 	if err := r.annotate(ctx, svc, map[string]string{
 		annotations.SocketID: socket.ID,
 		annotations.DNSName:  socket.DNSName,
 		annotations.URL:      socket.URL(),
-		annotations.Applied:  annotations.AppliedValue(spec.Asked()),
+		annotations.Applied:  annotations.AppliedValue(applied),
 	}); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -165,6 +175,10 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		again.RequeueAfter = appGrace // a pod that is waiting for its app makes no event when its time is over
 	case reasonConnecting, reasonTunnelFailing, reasonWaitingRestart:
 		again.RequeueAfter = jitter(unsettled) // nor does a restart
+	}
+	if !claimed && !r.untagged.has(socket.ID) {
+		// Another cluster that wrote its own tag at the same moment has overwritten ours, and nobody was told.
+		again.RequeueAfter = min(again.RequeueAfter, jitter(claimCheck))
 	}
 	wait, err := r.dropSurplus(ctx, req.NamespacedName, spec, time.Now())
 	if err != nil {
@@ -201,9 +215,11 @@ func (r *ServiceReconciler) forget(service client.ObjectKey) {
 }
 
 // ensureSocket creates the Service's socket, or brings the one that was found in line.
-func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, name string, want wanted, socket mysocket.Socket, found bool) (mysocket.Socket, error) {
+func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Service, me owner, spec annotations.Spec, want wanted, socket mysocket.Socket, found bool) (mysocket.Socket, error) {
 	if !found {
-		made := mysocket.Socket{Name: name, Description: "made by mysocket-injector"}
+		made := mysocket.Socket{Name: spec.SocketName, Description: "made by mysocket-injector"}
+		// Whatever the Service asks for: should the answer be lost and another one be made, nobody needs to keep this.
+		made.Tags = me.claim(made, annotations.PolicyDelete)
 		want.fill(&made, func(annotations.Setting) bool { return false })
 		made, err := r.API.CreateSocket(ctx, made)
 		if err != nil {
@@ -212,41 +228,59 @@ func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Servic
 		ctrl.LoggerFrom(ctx).Info("socket created", "service", svc.Namespace+"/"+svc.Name, "socket", made.Name, "id", made.ID, "url", made.URL())
 		return made, want.check(made)
 	}
-	if !want.fill(&socket, annotations.AppliedOf(svc).Ours) {
+	settled := !want.fill(&socket, annotations.AppliedOf(svc).Ours)
+	claimed := ownersOf(socket)[me] == spec.DeletionPolicy
+	if settled && (claimed || r.untagged.has(socket.ID)) {
 		return socket, nil
 	}
+	socket.Tags = me.claim(socket, spec.DeletionPolicy)
+	want.addPassword(&socket)
 	changed, err := r.API.UpdateSocket(ctx, socket)
 	if err != nil {
 		return mysocket.Socket{}, err
+	}
+	if ownersOf(changed)[me] != spec.DeletionPolicy {
+		r.untagged.add(changed.ID)
 	}
 	ctrl.LoggerFrom(ctx).Info("socket changed", "service", svc.Namespace+"/"+svc.Name, "socket", changed.Name, "id", changed.ID)
 	return changed, want.check(changed)
 }
 
-// find looks for the socket of this name. Of several, the one that the Service is annotated with is taken, else the
-// one with the smallest id, so that every replica takes the same.
-func (r *ServiceReconciler) find(ctx context.Context, svc *corev1.Service, name string, maxAge time.Duration) (mysocket.Socket, bool, error) {
+// find looks for the socket of this name in the account.
+func (r *ServiceReconciler) find(ctx context.Context, svc *corev1.Service, me owner, name string, maxAge time.Duration) (mysocket.Socket, bool, error) {
 	all, err := r.API.Sockets(ctx, maxAge)
 	if err != nil {
 		return mysocket.Socket{}, false, err
 	}
+	socket, found := choose(all, svc, me, name)
+	return socket, found, nil
+}
+
+// choose picks the Service's socket. Of several of its name, the one that the Service is annotated with is taken, else one
+// that says that it is the Service's, else the one with the smallest id, so that every replica takes the same.
+func choose(all []mysocket.Socket, svc *corev1.Service, me owner, name string) (mysocket.Socket, bool) {
 	var best *mysocket.Socket
+	rank := func(s *mysocket.Socket) int {
+		_, mine := ownersOf(*s)[me]
+		switch {
+		case s.ID == svc.Annotations[annotations.SocketID]:
+			return 2
+		case mine:
+			return 1
+		default:
+			return 0
+		}
+	}
 	for i := range all {
 		s := &all[i]
-		if s.Name != name {
-			continue
-		}
-		if s.ID == svc.Annotations[annotations.SocketID] {
-			return *s, true, nil
-		}
-		if best == nil || cmp.Less(s.ID, best.ID) {
+		if s.Name == name && (best == nil || cmp.Or(cmp.Compare(rank(s), rank(best)), cmp.Compare(best.ID, s.ID)) > 0) {
 			best = s
 		}
 	}
 	if best == nil {
-		return mysocket.Socket{}, false, nil
+		return mysocket.Socket{}, false
 	}
-	return *best, true, nil
+	return *best, true
 }
 
 // invalid says what is wrong with the Service. The gateway assigns it to no pod until it is mended, but its socket, if it
@@ -321,23 +355,16 @@ func (r *ServiceReconciler) release(ctx context.Context, svc *corev1.Service) (r
 	if err := r.deleteTunnels(ctx, svc); err != nil {
 		return reconcile.Result{}, err
 	}
-	// A policy that can't be read keeps the socket: a name that was kept can be deleted later, not the reverse.
-	policy, set := svc.Annotations[annotations.DeletionPolicy]
-	if !set || policy == annotations.PolicyDelete {
-		name := annotations.SocketName(r.Cluster, svc.Namespace, svc.Name)
-		socket, found, err := r.find(ctx, svc, name, 0)
-		if err == nil && found {
-			err = r.API.DeleteSocket(ctx, socket.ID)
+	retain := policyOf(svc) == annotations.PolicyRetain
+	if err := r.releaseSockets(ctx, svc); err != nil {
+		what := "deleted"
+		if retain {
+			what = "marked as one to be kept"
 		}
-		if err != nil {
-			return r.failed(ctx, svc, reasonDeleteFailed, fmt.Errorf("the socket could not be deleted yet: %w", err))
-		}
-		if found {
-			ctrl.LoggerFrom(ctx).Info("socket deleted", "service", svc.Namespace+"/"+svc.Name, "socket", name, "id", socket.ID)
-			r.tellReleased(ctx, svc, "SocketDeleted", "the public name %s was deleted", socket.DNSName)
-		}
-	} else {
-		r.tellReleased(ctx, svc, "SocketRetained", "the public name %s was kept, since %s is %q and not %q", svc.Annotations[annotations.DNSName], annotations.DeletionPolicy, policy, annotations.PolicyDelete)
+		return r.failed(ctx, svc, reasonDeleteFailed, fmt.Errorf("the socket could not be %s yet: %w", what, err))
+	}
+	if retain {
+		r.tellReleased(ctx, svc, "SocketRetained", "the public name %s was kept, since %s is %q and not %q", svc.Annotations[annotations.DNSName], annotations.DeletionPolicy, svc.Annotations[annotations.DeletionPolicy], annotations.PolicyDelete)
 	}
 	return r.letGo(ctx, svc)
 }

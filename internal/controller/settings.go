@@ -85,10 +85,17 @@ func (w wanted) fill(socket *mysocket.Socket, ours func(annotations.Setting) boo
 	if w.protection != nil && (!w.guarded(*socket, annotations.Protection) || !w.protection.atEdge) {
 		changed = true
 	}
-	if w.protection != nil && changed { // the API may take a write without the password for one that removes it
-		socket.Protected, socket.ProtectedUsername, socket.ProtectedPassword = true, w.protection.username, w.protection.password
+	if changed {
+		w.addPassword(socket)
 	}
 	return changed
+}
+
+// addPassword makes a socket ready to be written: the API may take a write without the password for one that removes it.
+func (w wanted) addPassword(socket *mysocket.Socket) {
+	if w.protection != nil {
+		socket.Protected, socket.ProtectedUsername, socket.ProtectedPassword = true, w.protection.username, w.protection.password
+	}
 }
 
 // guarded tells whether the socket has a guard as it is wanted.
@@ -145,13 +152,16 @@ func sameUpstream(a, b *mysocket.Upstream) bool {
 
 // retractClaims corrects what the annotation Applied says before the socket is changed: a guard that the socket does not
 // have is not in force, and one that is about to be taken back is not to be relied on.
-func (r *ServiceReconciler) retractClaims(ctx context.Context, svc *corev1.Service, spec annotations.Spec, socket mysocket.Socket, found bool) error {
+func (r *ServiceReconciler) retractClaims(ctx context.Context, svc *corev1.Service, me owner, spec annotations.Spec, socket mysocket.Socket, found bool) error {
 	applied := annotations.AppliedOf(svc)
 	asked := spec.Asked()
 	for _, s := range annotations.Guards() {
 		if !slices.Contains(asked, s) || !found || !guardStands(socket, s) {
 			applied = applied.Ending(s)
 		}
+	}
+	if spec.DeletionPolicy != annotations.PolicyRetain || !found || ownersOf(socket)[me] != annotations.PolicyRetain {
+		applied = applied.Without(annotations.Retain)
 	}
 	return r.annotate(ctx, svc, map[string]string{annotations.Applied: applied.String()})
 }

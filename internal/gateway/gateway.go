@@ -45,6 +45,8 @@ type Config struct {
 	Changes *Changes
 	// Cluster is the cluster's name in socket names; may be empty.
 	Cluster string
+	// LeftOver, if set, is told when there may be a tunnel at Mysocket that no Tunnel object names.
+	LeftOver func()
 	// EdgeAddress is the edge's SSH server, host:port.
 	EdgeAddress string
 	// EdgeHostKeys are the edge's pinned host keys in authorized_keys form. When there are none, the host key of the

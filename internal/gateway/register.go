@@ -272,6 +272,10 @@ func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi
 	}
 	made, err := s.API.CreateTunnel(ctx, a.SocketID)
 	if err != nil {
+		var answer *mysocket.APIError
+		if !errors.As(err, &answer) || answer.Status >= http.StatusInternalServerError {
+			s.leftOver() // it may have been made all the same
+		}
 		return nil, upstream(err)
 	}
 	recorded, err := s.setTunnelID(ctx, t, made)
@@ -282,7 +286,8 @@ func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	if undoErr := s.API.DeleteTunnel(undo, a.SocketID, made.ID); undoErr != nil {
-		s.Log.Error("a tunnel was made at Mysocket that could be neither recorded nor deleted", "socket", a.SocketName, "tunnel", made.ID, "err", undoErr)
+		s.Log.Error("a tunnel was made at Mysocket that could be neither recorded nor deleted; the leader will find it", "socket", a.SocketName, "tunnel", made.ID, "err", undoErr)
+		s.leftOver()
 	}
 	if err != nil {
 		return nil, err
@@ -295,6 +300,12 @@ func (s *Server) ensureTunnel(ctx context.Context, pod *corev1.Pod, a gatewayapi
 		return nil, unavailable("another request is registering this pod for the same socket; try again")
 	}
 	return t, nil
+}
+
+func (s *Server) leftOver() {
+	if s.LeftOver != nil {
+		s.LeftOver()
+	}
 }
 
 // setTunnelID records a tunnel, and tells whether it did: not if the object has got another one meanwhile, or is going.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/uuid"
@@ -180,6 +181,50 @@ func TestConcurrentRegisters(t *testing.T) {
 	}
 	if list := s.atEdge(); len(ids) != 1 || len(list) != 1 || !ids[list[0].ID] {
 		t.Errorf("registered %v, at the edge %v", ids, list)
+	}
+}
+
+// TestTunnelThatMayBeLeftOver is told to the sweep: the API may have made it without us knowing its id.
+func TestTunnelThatMayBeLeftOver(t *testing.T) {
+	for name, tc := range map[string]struct {
+		create, withdraw mysockettest.Fault
+		object           bool // is deleted meanwhile
+		told             int32
+	}{
+		"answer lost":                  {create: mysockettest.LostAnswer, told: 1},
+		"no connection":                {create: mysockettest.Refused, told: 1},
+		"500":                          {create: mysockettest.Answer(500, ""), told: 1},
+		"refused":                      {create: mysockettest.Answer(400, "")},
+		"too many":                     {create: mysockettest.Answer(429, "", "Retry-After", "1")},
+		"neither recorded nor deleted": {object: true, withdraw: mysockettest.Answer(500, ""), told: 1},
+		"not recorded, but deleted":    {object: true},
+		"all is well":                  {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t)
+			var told atomic.Int32
+			s.server.LeftOver = func() { told.Add(1) }
+			pod, token := s.pod(s.ns, "web-1")
+			create := tc.create
+			if tc.object {
+				create = func(w http.ResponseWriter, r *http.Request, forward http.Handler) {
+					if object, err := s.object(pod); err != nil {
+						t.Error(err)
+					} else {
+						cluster.Delete(t, object) // the finalizer keeps it
+					}
+					forward.ServeHTTP(w, r)
+				}
+			}
+			s.proxy.Fail("POST /socket/{}/tunnel", create)
+			s.proxy.Fail("DELETE /socket/{}/tunnel/{}", tc.withdraw)
+			if a := s.call(token, http.MethodPost, s.tunnelsPath(s.socket.ID), newKey(t).request()); (a.status == http.StatusOK) != (name == "all is well") {
+				t.Errorf("answer %d %s", a.status, a.body)
+			}
+			if got := told.Load(); got != tc.told {
+				t.Errorf("told %d times, want %d", got, tc.told)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package mysocket
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -37,10 +38,9 @@ type border0 struct {
 // border0Socket is a socket in the dialect's form. Of what is not ours to set, an update sends back what there is.
 type border0Socket struct {
 	Socket
-	DisplayName   string            `json:"display_name,omitempty"`
-	Tags          map[string]string `json:"tags,omitempty"`
-	Recording     bool              `json:"recording_enabled"`
-	ConnectorAuth bool              `json:"connector_authentication_enabled"`
+	DisplayName   string `json:"display_name,omitempty"`
+	Recording     bool   `json:"recording_enabled"`
+	ConnectorAuth bool   `json:"connector_authentication_enabled"`
 }
 
 // ours is the socket under the name that we know it by.
@@ -130,6 +130,7 @@ func (d *border0) createSocket(ctx context.Context, a asker, s Socket) (Socket, 
 		return Socket{}, err
 	}
 	s.ID = there.ID
+	s.Tags = withTags(there.Tags, s.Tags) // whose it is already, and who wants it now
 	return d.update(ctx, a, there, s)
 }
 
@@ -155,6 +156,9 @@ func (d *border0) update(ctx context.Context, a asker, there border0Socket, s So
 	if changed.Description == "" {
 		changed.Description = there.Description
 	}
+	if changed.Tags == nil {
+		changed.Tags = there.Tags
+	}
 	if changed.Upstream == nil {
 		changed.Upstream = there.Upstream
 	}
@@ -166,6 +170,16 @@ func (d *border0) update(ctx context.Context, a asker, there border0Socket, s So
 		return Socket{}, err
 	}
 	return d.named(s.Name, out), checkUpdated("PUT /socket/{id}", s.ID, out.Socket)
+}
+
+// withTags returns tags with those of more among them, which count where both say something.
+func withTags(tags, more map[string]string) map[string]string {
+	out := maps.Clone(tags)
+	if out == nil {
+		return more
+	}
+	maps.Copy(out, more)
+	return out
 }
 
 // named is an answer under the name that was asked for; an API may leave display_name out of it.

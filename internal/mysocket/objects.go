@@ -22,6 +22,8 @@ type Socket struct {
 	ProtectedUsername string `json:"protected_username"`
 	ProtectedPassword string `json:"protected_password"`
 	Private           bool   `json:"private_socket"`
+	// Tags are kept by the API for its clients. None are not sent, which leaves those there are.
+	Tags map[string]string `json:"tags,omitempty"`
 	// Groups of settings; a group that is nil is not sent.
 	*Access
 	*Upstream
