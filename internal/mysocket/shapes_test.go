@@ -34,6 +34,7 @@ func TestRecordedShapes(t *testing.T) {
 	tunnels := []Tunnel{{recordedTunnel, 27331, "ssh.mysocket.io"}, {"c4b2dae3-9f80-4b7c-8d6e-1f203b4c5d6e", 41877, "ssh.mysocket.io"}}
 	web := Socket{
 		ID: recordedSocket, Name: "k8s shop.web", Description: "made by hand", DNSName: "lucky-planet-4422.edge.mysocket.io", Type: "http", Ports: []int{80, 443}, UserName: user, Tunnels: tunnels,
+		Tags:     map[string]string{},
 		Access:   &Access{true, []string{"a@example.com"}, []string{"example.org"}},
 		Upstream: &Upstream{"http", "app.internal"},
 	}
@@ -41,10 +42,10 @@ func TestRecordedShapes(t *testing.T) {
 	connected.Tunnels = tunnels[:1]
 	db := Socket{
 		ID: "7a1d3e5f-2b4c-4d6e-8f90-112233445566", Name: "db", Description: "made by hand", DNSName: "bold-fox-0042.edge.mysocket.io", Type: "tcp", Ports: []int{24117}, UserName: user,
-		Protected: true, ProtectedUsername: "me", Access: &Access{false, []string{}, []string{}}, Upstream: &Upstream{},
+		Protected: true, ProtectedUsername: "me", Tags: map[string]string{}, Access: &Access{false, []string{}, []string{}}, Upstream: &Upstream{},
 	}
 	theirs := func(id, name, dns, kind string) Socket {
-		return Socket{ID: id, Name: name, DNSName: dns, Type: kind, Ports: []int{}, Access: &Access{true, []string{}, []string{}}, Upstream: &Upstream{"http", ""}}
+		return Socket{ID: id, Name: name, DNSName: dns, Type: kind, Ports: []int{}, Tags: map[string]string{"team": "shop"}, Access: &Access{true, []string{}, []string{}}, Upstream: &Upstream{"http", ""}}
 	}
 	border0Web := theirs(recordedSocket, "k8s shop.web", "k8s---shop--web-acme.border0.io", "http")
 	border0List := []Socket{
