@@ -69,7 +69,8 @@ type chart struct {
 // applied, and reads it.
 func renderChart(t *testing.T, values ...string) chart {
 	t.Helper()
-	args := []string{"template", lab.Release, "charts/mysocket-injector", "--namespace", lab.Namespace, "--no-hooks", "--set", "account.existingSecret=" + lab.AccountSecret}
+	// Another release than the lab's: what is applied over objects that there are would be merged with them.
+	args := []string{"template", "chart-test", "charts/mysocket-injector", "--namespace", lab.Namespace, "--no-hooks", "--set", "account.existingSecret=" + lab.AccountSecret}
 	for _, v := range values {
 		args = append(args, "--set", v)
 	}

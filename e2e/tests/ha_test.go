@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -72,6 +73,9 @@ func TestReplicasKilled(t *testing.T) {
 
 			at := time.Now()
 			tc.kill(s, victim)
+			if tc.all { // the programs may still answer for a second
+				s.await(patience, "a pod without a sidecar", creations.oneBare)
+			}
 			s.scale(tc.name, 2)
 			if tc.leads {
 				s.await(patience, "another leader", func() error {
@@ -287,6 +291,15 @@ func (c *creations) atLeast(n int) error {
 	defer c.mu.Unlock()
 	if len(c.all) < n {
 		return fmt.Errorf("%d pods were created", len(c.all))
+	}
+	return nil
+}
+
+func (c *creations) oneBare() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !slices.ContainsFunc(c.all, func(one creation) bool { return one.err == nil && !one.injected }) {
+		return errors.New("all came with one")
 	}
 	return nil
 }
