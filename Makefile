@@ -37,8 +37,13 @@ test-envtest: need-test ## tests of the control plane against a real API server
 test-e2e: need-go ## tests of the cluster and on it (needs root); leaves it up, make demo-down ends it
 	$(E2E) test -tags cluster -count=1 -timeout 30m -p 1 -v ./cluster ./tests
 
-.PHONY: bench bench-tunnel
-bench: need-go ## measure what the README states
+.PHONY: bench bench-admission bench-scale bench-lab bench-tunnel
+bench: bench-admission bench-scale bench-lab ## measure what the README states (about 20 minutes)
+bench-admission: need-go ## measure only how long the API server takes to create a pod, with our webhook and without
+	assets=$$($(E2E) run ./cmd/cluster bin); KUBEBUILDER_ASSETS=$$assets go run ./internal/clusterbench admission
+bench-scale: need-go ## measure only the control plane with 2,000 Services and 20,000 pods
+	assets=$$($(E2E) run ./cmd/cluster bin); KUBEBUILDER_ASSETS=$$assets go run ./internal/clusterbench scale
+bench-lab: need-go ## measure only what is seen on the whole cluster; leaves it up, make demo-down ends it
 	$(E2E) run ./cmd/measure
 bench-tunnel: need-go ## measure tunnels: ours and OpenSSH's, against our edge and sshd, over plain relays (about 8 minutes)
 	@hack/need.sh ssh=openssh-client sshd=openssh-server

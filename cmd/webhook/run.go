@@ -257,7 +257,8 @@ func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, ap
 }
 
 func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Client, certificates *certs.Manager, o *options) error {
-	outdated := func(pod *corev1.Pod) bool { return !inject.IsCurrent(pod, o.sidecar) }
+	sidecar := o.sidecar.Prepared() // asked about for every pod
+	outdated := func(pod *corev1.Pod) bool { return !inject.IsCurrent(pod, sidecar) }
 	rollout := &controller.RolloutReconciler{
 		Client:         mgr.GetClient(),
 		Live:           live,

@@ -89,7 +89,7 @@ func NewPodMutator(o Options) (*PodMutator, error) {
 	}
 	return &PodMutator{
 		services: newServices(o.Services, o.LiveServices),
-		sidecar:  o.Sidecar,
+		sidecar:  o.Sidecar.Prepared(),
 		decoder:  decoder,
 		metrics:  m,
 		log:      o.Log,

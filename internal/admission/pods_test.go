@@ -33,6 +33,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/index"
 	"github.com/mysocketio/mysocket-injector/internal/inject"
 	"github.com/mysocketio/mysocket-injector/internal/inject/injecttest"
 )
@@ -67,7 +68,7 @@ func webPod() *corev1.Pod {
 
 // reader makes a client as the informer cache is, or the API server.
 func reader(services ...client.Object) client.Reader {
-	return fake.NewClientBuilder().WithObjects(services...).WithIndex(&corev1.Service{}, IndexEnabled, EnabledIndex).Build()
+	return fake.NewClientBuilder().WithObjects(services...).WithIndex(&corev1.Service{}, string(indexOfServices), index.Keys).Build()
 }
 
 // readerFunc is a client.Reader whose List is the function.

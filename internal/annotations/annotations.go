@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 // Prefix starts every annotation and label of ours.
@@ -267,7 +266,12 @@ func servicePort(svc *corev1.Service) (corev1.ServicePort, error) {
 
 // Selects tells whether the Service selects a pod with these labels. A Service without a selector selects none.
 func Selects(svc *corev1.Service, podLabels map[string]string) bool {
-	return len(svc.Spec.Selector) > 0 && labels.SelectorFromSet(svc.Spec.Selector).Matches(labels.Set(podLabels))
+	for key, value := range svc.Spec.Selector {
+		if got, ok := podLabels[key]; !ok || got != value {
+			return false
+		}
+	}
+	return len(svc.Spec.Selector) > 0
 }
 
 // TargetPort returns the port in the pod that the Service's port leads to, as kube-proxy would have it. A named

@@ -12,6 +12,7 @@ package controller
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -23,10 +24,12 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/index"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
 )
 
@@ -98,13 +101,52 @@ func injectionEnabled(ns *corev1.Namespace, own string) bool {
 	return annotations.InjectionEnabled(ns, own)
 }
 
-// servicesOfPod maps a pod to the Services of ours that select it.
-func servicesOfPod(reader client.Reader) func(context.Context, client.Object) []reconcile.Request {
-	return func(ctx context.Context, pod client.Object) []reconcile.Request {
-		return enabledServices(ctx, reader, pod.GetNamespace(), func(svc *corev1.Service) bool {
-			return annotations.Selects(svc, pod.GetLabels())
-		})
+// podsSettle is how long after a pod's change its Services are looked at. Pods come and go many at a time, and each look reads
+// all pods of the Service and perhaps writes its status; that need not be done for every one of them, nor at the moment when
+// the API server makes the next.
+const podsSettle = 250 * time.Millisecond
+
+// onPod has the Services of ours that select a pod looked at a little later, many changes as one. by must be registered.
+func onPod(reader client.Reader, by index.Services) handler.EventHandler {
+	enqueue := func(ctx context.Context, pod client.Object, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+		names, err := by.Selecting(ctx, reader, pod.GetNamespace(), pod.GetLabels())
+		if err != nil {
+			return // the informers are not running, so this can't be an event of theirs
+		}
+		for _, name := range names {
+			q.AddAfter(reconcile.Request{NamespacedName: types.NamespacedName{Namespace: pod.GetNamespace(), Name: name}}, podsSettle)
+		}
 	}
+	return handler.Funcs{
+		CreateFunc: func(ctx context.Context, e event.CreateEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+			if !e.IsInInitialList { // its Services are in theirs
+				enqueue(ctx, e.Object, q)
+			}
+		},
+		UpdateFunc: func(ctx context.Context, e event.UpdateEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+			if !maps.Equal(e.ObjectOld.GetLabels(), e.ObjectNew.GetLabels()) {
+				enqueue(ctx, e.ObjectOld, q)
+			} else if samePod(e.ObjectOld, e.ObjectNew) {
+				return
+			}
+			enqueue(ctx, e.ObjectNew, q)
+		},
+		DeleteFunc: func(ctx context.Context, e event.DeleteEvent, q workqueue.TypedRateLimitingInterface[reconcile.Request]) {
+			enqueue(ctx, e.Object, q)
+		},
+	}
+}
+
+// samePod tells whether nothing of a pod has changed that is kept of it: its health often does, and is not.
+func samePod(was, is client.Object) bool {
+	old, ok := was.(*corev1.Pod)
+	now, ok2 := is.(*corev1.Pod)
+	if !ok || !ok2 {
+		return false
+	}
+	before, after := *old, *now
+	before.ResourceVersion, after.ResourceVersion = "", ""
+	return equality.Semantic.DeepEqual(&before, &after)
 }
 
 // servicesOfNamespace maps a namespace to the Services of ours in it.

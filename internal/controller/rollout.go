@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/index"
 	"github.com/mysocketio/mysocket-injector/internal/inject"
 )
 
@@ -87,10 +88,14 @@ type RolloutReconciler struct {
 
 // SetupWithManager registers the reconciler. The manager's cache should be limited by RestartingOnly.
 func (r *RolloutReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	const byPod index.Services = "mysocket.io/rollout"
+	if err := byPod.Register(context.Background(), mgr.GetFieldIndexer()); err != nil { // nothing is waited for
+		return err
+	}
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("rollout").
 		For(&corev1.Service{}, builder.WithPredicates(changedBeyondStatus())).
-		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(servicesOfPod(mgr.GetClient()))).
+		Watches(&corev1.Pod{}, onPod(mgr.GetClient(), byPod)).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(servicesOfNamespace(mgr.GetClient()))).
 		Watches(&appsv1.Deployment{}, r.onWorkload()).
 		Watches(&appsv1.StatefulSet{}, r.onWorkload()).

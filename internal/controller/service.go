@@ -22,6 +22,7 @@ import (
 
 	"github.com/mysocketio/mysocket-injector/api/v1alpha1"
 	"github.com/mysocketio/mysocket-injector/internal/annotations"
+	"github.com/mysocketio/mysocket-injector/internal/index"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
 )
 
@@ -68,6 +69,10 @@ type ServiceReconciler struct {
 
 // SetupWithManager registers the reconciler.
 func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
+	const byPod index.Services = "mysocket.io/service"
+	if err := byPod.Register(context.Background(), mgr.GetFieldIndexer()); err != nil { // nothing is waited for
+		return err
+	}
 	return ctrl.NewControllerManagedBy(mgr).
 		Named("service").
 		For(&corev1.Service{}, builder.WithPredicates(changedBeyondStatus())).
@@ -78,7 +83,7 @@ func (r *ServiceReconciler) SetupWithManager(mgr ctrl.Manager) error {
 			}
 			return []reconcile.Request{{NamespacedName: client.ObjectKey{Namespace: t.Namespace, Name: t.Spec.ServiceName}}}
 		})).
-		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(servicesOfPod(mgr.GetClient()))).
+		Watches(&corev1.Pod{}, onPod(mgr.GetClient(), byPod)).
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(servicesOfNamespace(mgr.GetClient()))).
 		Watches(&appsv1.Deployment{}, handler.EnqueueRequestsFromMapFunc(servicesOfWorkload(mgr.GetClient()))).
 		Watches(&appsv1.StatefulSet{}, handler.EnqueueRequestsFromMapFunc(servicesOfWorkload(mgr.GetClient()))).

@@ -114,12 +114,13 @@ func (r *ServiceReconciler) clearConditions(ctx context.Context, svc *corev1.Ser
 // tunnelsReady reads pods, Tunnels and the namespace and sums them up. The condition may turn by itself within appGrace
 // when its reason is reasonWaitingForApp.
 func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Service) (condition, error) {
+	// Both are only read, so the cache need not copy them: a namespace may have thousands of each.
 	var pods corev1.PodList
-	if err := r.Client.List(ctx, &pods, client.InNamespace(svc.Namespace), client.MatchingLabels(svc.Spec.Selector)); err != nil {
+	if err := r.Client.List(ctx, &pods, client.InNamespace(svc.Namespace), client.MatchingLabels(svc.Spec.Selector), client.UnsafeDisableDeepCopy); err != nil {
 		return condition{}, fmt.Errorf("list the pods of Service %s/%s: %w", svc.Namespace, svc.Name, err)
 	}
 	var tunnels v1alpha1.TunnelList
-	if err := r.Client.List(ctx, &tunnels, client.InNamespace(svc.Namespace)); err != nil {
+	if err := r.Client.List(ctx, &tunnels, client.InNamespace(svc.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return condition{}, fmt.Errorf("list the Tunnels of %s: %w", svc.Namespace, err)
 	}
 	var ns corev1.Namespace

@@ -44,7 +44,8 @@ func (s *surplus) seen(service client.ObjectKey, any bool, now time.Time) time.T
 // withdrawn: a sidecar that was restarted meanwhile knows nothing of them. It returns when to look again, zero for never.
 func (r *ServiceReconciler) dropSurplus(ctx context.Context, key client.ObjectKey, spec annotations.Spec, now time.Time) (time.Duration, error) {
 	var tunnels v1alpha1.TunnelList
-	if err := r.Client.List(ctx, &tunnels, client.InNamespace(key.Namespace)); err != nil {
+	// They are only read, so the cache need not copy them.
+	if err := r.Client.List(ctx, &tunnels, client.InNamespace(key.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return 0, fmt.Errorf("list the Tunnels of %s: %w", key.Namespace, err)
 	}
 	var beyond []*v1alpha1.Tunnel

@@ -58,6 +58,16 @@ type Config struct {
 	LogLevel string
 	// LogFormat is text or json.
 	LogFormat string
+
+	hash string // of Prepared
+}
+
+// Prepared returns the configuration with its hash worked out, for whoever asks for it with every pod. Its fields must not be
+// changed after that.
+func (c Config) Prepared() Config {
+	c = c.withDefaults()
+	c.hash = c.Hash()
+	return c
 }
 
 // withDefaults fills in what was left out.
@@ -174,6 +184,9 @@ func validateResources(r corev1.ResourceRequirements) error {
 // Hash is a short name for what this configuration, and this version of the program, injects into a pod that asks for
 // nothing special. It changes exactly when running sidecars become outdated.
 func (c Config) Hash() string {
+	if c.hash != "" {
+		return c.hash
+	}
 	c = c.withDefaults()
 	plain := &corev1.Pod{}
 	what, err := json.Marshal(struct {
