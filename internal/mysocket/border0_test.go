@@ -115,9 +115,9 @@ func TestABorder0SocketIsMadeAndChanged(t *testing.T) {
 	}
 	// What is not ours to set is sent back as it is.
 	a.on("GET /api/v1/socket/1", answer(200, there))
-	a.on("PUT /api/v1/socket/1", body(`{"socket_id":"1","name":"k8s---shop--web","description":"by hand","socket_type":"http","protected_socket":false,"protected_username":"","protected_password":"","private_socket":false,`+
+	a.on("PUT /api/v1/socket/1", body(`{"socket_id":"1","name":"k8s---shop--web","description":"by hand","socket_type":"http","protected_socket":false,"protected_username":"","protected_password":"","private_socket":false,"tags":{"team":"a"},`+
 		`"cloud_authentication_enabled":true,"cloud_authentication_email_allowed_addressses":["a@example.com"],"cloud_authentication_email_allowed_domains":null,`+
-		`"upstream_type":"http","upstream_http_hostname":"app.internal","display_name":"k8s shop.web","tags":{"team":"a"},"recording_enabled":true,"connector_authentication_enabled":true}`))
+		`"upstream_type":"http","upstream_http_hostname":"app.internal","display_name":"k8s shop.web","recording_enabled":true,"connector_authentication_enabled":true}`))
 	changed, err := c.UpdateSocket(t.Context(), Socket{ID: "1", Name: "k8s shop.web", Type: "http", Upstream: &Upstream{"http", "app.internal"}})
 	if err != nil || changed.Name != "k8s shop.web" {
 		t.Errorf("changed %+v, %v", changed, err)
