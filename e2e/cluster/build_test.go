@@ -70,6 +70,11 @@ func TestParts(t *testing.T) {
 	if len(ps) == 0 || ps[0].name != "hyperkube" || !strings.HasPrefix(ps[0].title, "Kubernetes v1.") {
 		t.Errorf("first part %+v: want Kubernetes with its version", ps)
 	}
+	for _, p := range ps {
+		if p.optional != (p.name == certManagerPart) {
+			t.Errorf("part %s: optional is %t; only what no cluster needs to run may be", p.name, p.optional)
+		}
+	}
 	want := "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37"
 	if got := kubernetesFlags("v1.37.2"); !strings.HasPrefix(got, want) {
 		t.Errorf("flags %s", got)

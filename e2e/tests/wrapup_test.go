@@ -158,6 +158,7 @@ func TestWrapUpRights(t *testing.T) {
 		{own, "get", "secrets/mysocket-injector-account", false}, // it is mounted
 		{own, "get", "secrets/mysocket-injector-certificates", true},
 		{own, "update", "secrets/mysocket-injector-certificates", true},
+		{own, "get", "secrets/mysocket-injector-serving-tls", false}, // cert-manager mode only
 		{other, "get", "configmaps/anything", false},
 		{other, "update", "configmaps/anything", false},
 		{other, "patch", "configmaps/anything", false},

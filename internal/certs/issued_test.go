@@ -441,7 +441,7 @@ func TestCertManagerSaysWhy(t *testing.T) {
 func TestCertManagerClientsNeverFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := fake.NewClientBuilder().WithScheme(certManagerScheme(t)).WithStatusSubresource(&certmanagerv1.Certificate{}).WithObjects(mutating(), testCertificateObject()).Build()
-		names := []string{"mysocket-gateway.mysocket-system.svc", serverName}
+		names := []string{"another.name", serverName, "mysocket-gateway.mysocket-system.svc"} // not as we would have them
 		cm := &certManager{newIssuer(t, time.Now(), names...), c, testNamespace}
 		cm.put(cm.secret(time.Now(), time.Hour))
 		cm.say(ready(cmmeta.ConditionTrue, "Ready", ""))

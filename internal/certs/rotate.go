@@ -3,7 +3,6 @@ package certs
 import (
 	"crypto/x509"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -13,7 +12,7 @@ import (
 //
 //	what is                              | what is done
 //	nothing, or a CA that has expired    | new CA, leaf signed by it
-//	leaf at 2/3, expired or other names  | new leaf from the CA
+//	leaf at 2/3, expired or lacks a name | new leaf from the CA
 //	CA at 2/3, or its key is not ours    | new CA, the old one stays in the bundle among the others; the leaf stays
 //	leaf of another CA                   | once the new CA has been published for Overlap: new leaf from it
 //	others, leaf of the current CA       | once that leaf has been served for Overlap: the others are dropped
@@ -107,12 +106,22 @@ func (r rotation) leafDue(m *material, now time.Time) bool {
 	switch {
 	case !now.Before(leaf.NotAfter):
 		return true // nothing to lose
-	case !slices.Equal(leaf.DNSNames, r.names):
+	case !hasNames(leaf, r.names):
 		return true // nobody can connect by a name that is missing, whatever CA they trust
 	case m.signedByCA():
 		return !now.Before(renewAt(leaf))
 	}
 	return !now.Before(created(m.ca.cert).Add(r.overlap))
+}
+
+// hasNames tells whether the certificate is for all the names. It may be for others, too: an issuer of cert-manager's decides that.
+func hasNames(c *x509.Certificate, names []string) bool {
+	for _, name := range names {
+		if c.VerifyHostname(name) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 func created(c *x509.Certificate) time.Time { return c.NotBefore.Add(backdate) }
