@@ -28,14 +28,15 @@ demo-down: ## end the demo's edge and cluster and remove what they made
 	$(E2E) run ./cmd/demo down
 
 .PHONY: test test-unit test-envtest test-e2e
-test: test-unit test-envtest test-e2e ## all tests
-test-unit: need-test ## unit tests of both modules, with the race detector
+test: test-envtest test-e2e ## all tests
+test-unit: need-test ## the tests that need neither an API server nor a cluster, with the race detector
 	go test -race ./...
 	$(E2E) test -race ./...
-test-envtest: need-test ## tests of the control plane against a real API server
-	assets=$$($(E2E) run ./cmd/cluster envtest-assets); KUBEBUILDER_ASSETS=$$assets go test -race -count=1 ./internal/controller/... ./internal/crash/... ./internal/gateway/... ./internal/certs/... ./internal/admission/...
+test-envtest: need-test ## the same and those against a real API server
+	assets=$$($(E2E) run ./cmd/cluster envtest-assets); KUBEBUILDER_ASSETS=$$assets go test -race -timeout 20m ./...
+	$(E2E) test -race ./...
 test-e2e: need-go ## tests of the cluster and on it (needs root); leaves it up, make demo-down ends it
-	$(E2E) test -tags cluster -count=1 -timeout 30m -p 1 -v ./cluster ./tests
+	$(E2E) test -tags cluster -count=1 -timeout 45m -p 1 -v ./cluster ./tests
 
 .PHONY: bench bench-admission bench-scale bench-lab bench-tunnel
 bench: bench-admission bench-scale bench-lab ## measure what the README states (about 20 minutes)

@@ -73,6 +73,13 @@ func newManager(t testing.TB, cfg Config, c client.Client) *Manager {
 	return m
 }
 
+// reads returns what a manager read last.
+func (m *Manager) reads() *material {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.material
+}
+
 // run runs the parts of managers until stopped.
 func run(t testing.TB, parts ...interface{ Start(context.Context) error }) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
