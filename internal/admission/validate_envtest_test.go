@@ -220,6 +220,13 @@ func TestRealAPIServerAsksAboutServices(t *testing.T) {
 			if err := c.Delete(ctx, leaving.DeepCopy()); err != nil {
 				return err
 			}
+			// A patch begins with what the API server has in its cache. With an older one it would ask us, find that it is
+			// out of date, and not ask us again.
+			awaitAPIServer(t, "its cache has the deletion", func() bool {
+				cached := &corev1.Service{}
+				err := c.Get(ctx, client.ObjectKeyFromObject(leaving), cached, &client.GetOptions{Raw: &metav1.GetOptions{ResourceVersion: "0"}})
+				return err == nil && cached.DeletionTimestamp != nil
+			})
 			// All at once, as somebody who clears up by hand.
 			if err := patchService(leaving, `{"metadata":{"annotations":{"mysocket.io/deletion-policy":"retain"}}}`); err != nil {
 				return err

@@ -82,11 +82,16 @@ func rollReplicas(t *testing.T, appStopsAtOnce bool) {
 		if !old.replica.cancel() {
 			t.Error("the cancel was refused")
 		}
+		// The library may hand over channels that came before the acknowledgement a moment after it.
+		flow := func() {
+			before := total.Load()
+			eventually(t, "requests to flow after the cancel", func() bool { return total.Load() > before+40 || failed.Load() > 0 })
+		}
+		flow()
 		opened := old.replica.opened.Load()
-		before = total.Load()
-		eventually(t, "requests to flow after the cancel", func() bool { return total.Load() > before+40 || failed.Load() > 0 })
+		flow()
 		if now := old.replica.opened.Load(); now != opened {
-			t.Errorf("%d channels were opened after the cancel was acknowledged", now-opened)
+			t.Errorf("%d channels were opened well after the cancel was acknowledged", now-opened)
 		}
 		stopping.Go(stopApp)
 		stopping.Wait()
