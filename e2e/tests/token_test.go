@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,6 +44,16 @@ func TestAccessToken(t *testing.T) {
 			if _, err := env.Kube(ctx, append([]string{"-n", lab.Namespace}, args...)...); err != nil {
 				t.Error(err)
 			}
+		}
+		// One that ends leads on for a few seconds, and with the token would make the next test's sockets under other names.
+		if err := lab.WaitFor(ctx, patience, func() error {
+			out, err := env.Kube(ctx, "-n", lab.Namespace, "get", "pods", "-l", controlPlaneSelector, "-o", "name")
+			if n := len(strings.Fields(out)); err == nil && n != controlPlaneReplicas {
+				err = fmt.Errorf("there are %d pods of the control plane, want %d", n, controlPlaneReplicas)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
 		}
 	})
 	secret := cmd(t, "create", "secret", "generic", lab.AccountSecret, "-n", lab.Namespace, "--from-file=token="+token, "--dry-run=client", "-o", "yaml")
