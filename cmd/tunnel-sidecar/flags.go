@@ -15,9 +15,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mysocketio/mysocket-injector/internal/edgeproxy"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar"
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/drain"
-	"github.com/mysocketio/mysocket-injector/internal/sidecar/tunnel"
 )
 
 // usageError is a mistake on the command line.
@@ -226,7 +226,7 @@ func proxyFor(flag string) (func(address string) (*url.URL, error), error) {
 	if err != nil {
 		return nil, errors.New("--edge-proxy is no URL") // which may hold a password, so it is not repeated
 	}
-	if err := tunnel.CheckProxy(u); err != nil {
+	if err := edgeproxy.Check(u); err != nil {
 		return nil, fmt.Errorf("--edge-proxy: %w", err)
 	}
 	return func(string) (*url.URL, error) { return u, nil }, nil

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,14 +32,7 @@ import (
 var cluster kubetest.Cluster
 
 func TestMain(m *testing.M) {
-	code := kubetest.Main(m, &cluster)
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+	os.Exit(kubetest.Main(m, &cluster))
 }
 
 // stage is a labelled namespace of a real API server, and a real edge behind a proxy that can fail.

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/crypto/ssh"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -39,14 +38,7 @@ import (
 var cluster kubetest.Cluster
 
 func TestMain(m *testing.M) {
-	code := kubetest.Main(m, &cluster)
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+	os.Exit(kubetest.Main(m, &cluster))
 }
 
 func typeName(o any) string { return reflect.TypeOf(o).String() }

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
 	"golang.org/x/crypto/ssh"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -38,14 +37,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(benchPeers) != "" {
 		os.Exit(peersMain(os.Getenv(benchPeers), os.Stdout))
 	}
-	code := kubetest.Main(m, &cluster)
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+	os.Exit(kubetest.Main(m, &cluster))
 }
 
 // stage is a namespace with a gateway in front of a real API server and a real edge. In it, the Service web has a socket

@@ -14,6 +14,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/mysocketio/mysocket-injector/internal/edgeproxy"
 )
 
 // Defaults of [Config].
@@ -29,7 +31,6 @@ const (
 var (
 	logLevels    = []string{"debug", "info", "warn", "error"}
 	logFormats   = []string{"text", "json"}
-	proxySchemes = []string{"http", "https", "socks5", "socks5h"}
 	pullPolicies = []string{string(corev1.PullAlways), string(corev1.PullIfNotPresent), string(corev1.PullNever)}
 )
 
@@ -141,15 +142,17 @@ func validateProxy(s string) error {
 		return nil
 	}
 	u, err := url.Parse(s)
-	switch {
-	case err != nil:
-		return errors.New("sidecar edge proxy: it is no URL")
-	case u.User != nil:
-		return errors.New("sidecar edge proxy: it holds a user name or password, which everybody who may read pods would see; only proxies without are supported")
-	case !slices.Contains(proxySchemes, u.Scheme) || u.Hostname() == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "":
-		return fmt.Errorf("sidecar edge proxy %q: it has to be SCHEME://HOST:PORT and nothing after, the scheme one of %s", s, strings.Join(proxySchemes, ", "))
+	if err != nil {
+		return errors.New("sidecar edge proxy: it is no URL") // which may hold a password, so it is not repeated
 	}
-	return nil
+	err = edgeproxy.Check(u)
+	switch {
+	case err == nil:
+		return nil
+	case u.User != nil:
+		return fmt.Errorf("sidecar edge proxy: %w", err)
+	}
+	return fmt.Errorf("sidecar edge proxy %q: %w", s, err)
 }
 
 func validateGatewayURL(s string) error {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	apiruntime "k8s.io/apimachinery/pkg/runtime"
@@ -38,9 +39,21 @@ type Cluster struct {
 	Client client.Client
 }
 
-// Main runs a package's tests with a cluster, for use in TestMain. Without KUBEBUILDER_ASSETS there is none. The cluster
-// is stopped before Main returns, so that a search for leaked goroutines may follow.
-func Main(m *testing.M, c *Cluster) (code int) {
+// Main runs a package's tests with a cluster, for use in TestMain, and returns the exit code. Without KUBEBUILDER_ASSETS there
+// is none. Goroutines that are left when all has ended are a failure, too.
+func Main(m *testing.M, c *Cluster) int {
+	code := run(m, c)
+	if code != 0 {
+		return code
+	}
+	if err := goleak.Find(); err != nil {
+		return failed(err)
+	}
+	return 0
+}
+
+// run stops the cluster before it returns.
+func run(m *testing.M, c *Cluster) (code int) {
 	ctrl.SetLogger(logr.Discard())
 	if os.Getenv(assets) == "" {
 		return m.Run()

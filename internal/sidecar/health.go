@@ -64,7 +64,11 @@ func (h *health) check(ctx context.Context, a *gatewayapi.Assignment, hurry, ser
 
 func (h *health) ask(ctx context.Context, a *gatewayapi.Assignment, hurry, served bool) error {
 	if !served {
-		if err := h.connect(ctx, a); err != nil {
+		err := h.connect(ctx, a)
+		if ctx.Err() != nil {
+			return ctx.Err() // broken off, which says nothing of the app
+		}
+		if err != nil {
 			h.refused++
 			h.probed, h.successes = time.Time{}, 0 // what comes back is asked at once
 			return &unwellError{what: fmt.Sprintf("the app does not answer on port %d", a.Port), err: err}

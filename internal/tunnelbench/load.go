@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -265,8 +266,8 @@ func hold(ctx context.Context, entries []string, n int, measure func() error) er
 }
 
 // procTimes returns the processor time that a process has used.
-func procTimes(read func(string) ([]byte, error), pid int) (time.Duration, error) {
-	data, err := read(fmt.Sprintf("/proc/%d/stat", pid))
+func procTimes(pid int) (time.Duration, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}
@@ -283,8 +284,8 @@ func procTimes(read func(string) ([]byte, error), pid int) (time.Duration, error
 }
 
 // residentKiB returns a process's resident memory.
-func residentKiB(read func(string) ([]byte, error), pid int) (int, error) {
-	data, err := read(fmt.Sprintf("/proc/%d/status", pid))
+func residentKiB(pid int) (int, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}

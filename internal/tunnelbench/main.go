@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -32,7 +33,12 @@ type settings struct {
 
 func (s settings) duration() time.Duration { return time.Duration(s.seconds * float64(time.Second)) }
 
-func (s settings) wants(what string) bool { return s.only == "" || strings.Contains(s.only, what) }
+// measurements are what --only may name.
+var measurements = []string{"bulk", "small", "new", "memory"}
+
+func (s settings) wants(what string) bool {
+	return s.only == "" || slices.Contains(strings.Split(s.only, ","), what)
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -74,6 +80,8 @@ func run(ctx context.Context, args []string) error {
 		return fmt.Errorf("--seconds %g: allowed are 0.1 to 60", s.seconds)
 	case s.open < 1 || s.open > 5000:
 		return fmt.Errorf("--open %d: allowed are 1 to 5000", s.open)
+	case s.only != "" && slices.ContainsFunc(strings.Split(s.only, ","), func(what string) bool { return !slices.Contains(measurements, what) }):
+		return fmt.Errorf("--only %q: allowed are %s, comma separated", s.only, strings.Join(measurements, ", "))
 	case s.edge == "":
 		return errors.New("--edge is missing: the path of the mysocket-edge program")
 	}

@@ -80,7 +80,7 @@ func measureAll(ctx context.Context, s settings) (err error) {
 			name        string
 			connections int
 		}{{"OpenSSH", 1}, {"sidecar", 1}, {"sidecar, 2 connections", 2}} {
-			place, err := newPlaceIn(dir, fmt.Sprintf("%s-%d-%s", kind, client.connections, client.name[:3]), backend)
+			place, err := newPlace(filepath.Join(dir, fmt.Sprint(kind, len(all))), backend)
 			if err != nil {
 				return err
 			}
@@ -133,14 +133,6 @@ func measureAll(ctx context.Context, s settings) (err error) {
 	return nil
 }
 
-func newPlaceIn(dir, name, backend string) (place, error) {
-	dir = filepath.Join(dir, strings.ReplaceAll(name, " ", "-"))
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return place{}, err
-	}
-	return newPlace(dir, backend)
-}
-
 func startRelays(ctx context.Context, backend string) (*contender, []*process, error) {
 	inner, address, err := self(ctx, "relay", backend)
 	if err != nil {
@@ -165,7 +157,7 @@ func measure(ctx context.Context, s settings, c, relay *contender) error {
 	if s.wants("bulk") {
 		for _, toApp := range []bool{true, false} {
 			for _, streams := range []int{1, manyStreams} {
-				before, err := procTimes(os.ReadFile, c.process.pid())
+				before, err := procTimes(c.process.pid())
 				if err != nil {
 					return err
 				}
@@ -175,7 +167,7 @@ func measure(ctx context.Context, s settings, c, relay *contender) error {
 					return fmt.Errorf("%s: %w", bulkName(toApp, streams), err)
 				}
 				took := time.Since(began)
-				after, err := procTimes(os.ReadFile, c.process.pid())
+				after, err := procTimes(c.process.pid())
 				if err != nil {
 					return err
 				}
@@ -213,12 +205,12 @@ func measure(ctx context.Context, s settings, c, relay *contender) error {
 
 // measureMemory reads the replica's end with no connection and with many. It is done once: the numbers hardly vary.
 func measureMemory(ctx context.Context, c *contender, open int) error {
-	idle, err := residentKiB(os.ReadFile, c.process.pid())
+	idle, err := residentKiB(c.process.pid())
 	if err != nil {
 		return err
 	}
 	return hold(ctx, c.entries, open, func() error {
-		busy, err := residentKiB(os.ReadFile, c.process.pid())
+		busy, err := residentKiB(c.process.pid())
 		c.add("idle", float64(idle)/1024)
 		c.add("each", float64(busy-idle)/float64(open))
 		return err

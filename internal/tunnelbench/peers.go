@@ -112,6 +112,9 @@ type place struct {
 func (p place) file(name string) string { return filepath.Join(p.dir, name) }
 
 func newPlace(dir, backend string) (place, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return place{}, err
+	}
 	p := place{dir: dir, backend: backend, keyFile: filepath.Join(dir, "key")}
 	var err error
 	p.key, err = newKey(p.keyFile)

@@ -13,35 +13,12 @@ import (
 	"time"
 
 	"golang.org/x/net/proxy"
-)
 
-// The schemes of proxies. With each the proxy resolves the edge's name.
-const (
-	proxyHTTP    = "http"
-	proxyHTTPS   = "https"
-	proxySOCKS5  = "socks5"
-	proxySOCKS5H = "socks5h"
+	"github.com/mysocketio/mysocket-injector/internal/edgeproxy"
 )
 
 // maxProxyAnswer bounds what a proxy may say to CONNECT.
 const maxProxyAnswer = 16 << 10
-
-// CheckProxy says what is wrong with the address of a proxy. Credentials are refused: whoever may look at a pod reads its
-// environment.
-func CheckProxy(u *url.URL) error {
-	switch u.Scheme {
-	case proxyHTTP, proxyHTTPS, proxySOCKS5, proxySOCKS5H:
-	default:
-		return fmt.Errorf("the proxy's scheme is %q; allowed are http, https, socks5 and socks5h", u.Scheme)
-	}
-	if u.User != nil {
-		return errors.New("the proxy's address has a user name or password in it; only proxies without are supported")
-	}
-	if u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
-		return errors.New("the proxy's address must be SCHEME://HOST:PORT, and nothing after")
-	}
-	return nil
-}
 
 // dialProxy connects to the edge through a proxy.
 func dialProxy(ctx context.Context, dialer *net.Dialer, via *url.URL, address string) (net.Conn, error) {
@@ -55,18 +32,18 @@ func dialProxy(ctx context.Context, dialer *net.Dialer, via *url.URL, address st
 }
 
 func dialVia(ctx context.Context, dialer *net.Dialer, via *url.URL, address string) (net.Conn, error) {
-	if err := CheckProxy(via); err != nil {
+	if err := edgeproxy.Check(via); err != nil {
 		return nil, err
 	}
 	port := via.Port()
 	if port == "" {
-		port = map[string]string{proxyHTTP: "80", proxyHTTPS: "443"}[via.Scheme]
+		port = map[string]string{edgeproxy.HTTP: "80", edgeproxy.HTTPS: "443"}[via.Scheme]
 		if port == "" {
 			port = "1080"
 		}
 	}
 	at := net.JoinHostPort(via.Hostname(), port)
-	if via.Scheme == proxySOCKS5 || via.Scheme == proxySOCKS5H {
+	if via.Scheme == edgeproxy.SOCKS5 || via.Scheme == edgeproxy.SOCKS5H {
 		socks, err := proxy.SOCKS5("tcp", at, nil, dialer)
 		if err != nil {
 			return nil, err
@@ -81,7 +58,7 @@ func dialVia(ctx context.Context, dialer *net.Dialer, via *url.URL, address stri
 	if err != nil {
 		return nil, err
 	}
-	if via.Scheme == proxyHTTPS {
+	if via.Scheme == edgeproxy.HTTPS {
 		secure := tls.Client(conn, &tls.Config{ServerName: via.Hostname(), MinVersion: tls.VersionTLS12})
 		if err := secure.HandshakeContext(ctx); err != nil {
 			return nil, errors.Join(err, conn.Close())

@@ -42,7 +42,7 @@ const (
 type Config struct {
 	// Address is the edge's SSH server, host:port.
 	Address string
-	// Proxy is the proxy to connect through; nil for none. CheckProxy says which are allowed.
+	// Proxy is the proxy to connect through; nil for none. Package edgeproxy says which are allowed.
 	Proxy *url.URL
 	// User and Signer log in; the signer normally holds a certificate.
 	User   string
