@@ -47,8 +47,9 @@ var schemes = []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1
 // run builds the parts, joins them and runs them until ctx ends.
 func run(ctx context.Context, o *options) error {
 	if o.memoryLimit > 0 {
-		// The garbage collector works harder near the limit instead of having the kernel kill the process.
-		debug.SetMemoryLimit(o.memoryLimit / 10 * 9)
+		// The garbage collector works harder near the limit instead of having the kernel kill the process. It does not count
+		// the pages of the program file, some 30 MiB that the container's limit counts.
+		debug.SetMemoryLimit(o.memoryLimit / 10 * 8)
 	}
 	log := newLogger(o)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -155,11 +156,11 @@ func serviceNames(namespace string, services ...string) []string {
 	return out
 }
 
-// cacheOptions keeps the informers small: of pods only what the program reads, of ConfigMaps only ours, of workloads only
+// cacheOptions keeps the informers small: of pods only what the program reads, once for pods that are alike, of ConfigMaps only ours, of workloads only
 // those that are being restarted.
 func cacheOptions() cache.Options {
 	byObject := controller.RestartingOnly()
-	byObject[&corev1.Pod{}] = cache.ByObject{Transform: slimPod}
+	byObject[&corev1.Pod{}] = cache.ByObject{Transform: newPodSlimmer(sharedKinds).slim}
 	byObject[&corev1.ConfigMap{}] = cache.ByObject{Field: fields.OneTermEqualSelector(metav1.ObjectNameField, inject.DefaultCAConfigMap)}
 	return cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ByObject: byObject}
 }

@@ -140,39 +140,70 @@ func (s *Server) stream(c net.Conn, socket syscall.RawConn, caller identity, sen
 		_ = c.Close()
 		<-hungUp
 	}()
-	heartbeat := time.NewTicker(gatewayapi.Heartbeat)
-	defer heartbeat.Stop()
-	age := time.NewTimer(s.limits.streamAge - rand.N(s.limits.streamAge/4)) //nolint:gosec // jitter, no secret
-	defer age.Stop()
+	// One timer for both, since there are many streams.
+	end := time.Now().Add(s.limits.streamAge - rand.N(s.limits.streamAge/4)) //nolint:gosec // jitter, no secret
+	beat := time.Now().Add(gatewayapi.Heartbeat)
+	next := time.NewTimer(min(time.Until(end), gatewayapi.Heartbeat))
+	defer next.Stop()
 	for {
+		why := ""
 		select {
 		case <-s.streams.ending:
 			return "stopping"
 		case <-hungUp:
 			return "peer"
-		case <-age.C:
-			return "age"
-		case <-heartbeat.C:
-			if !s.writeTo(c, []byte{'\n'}) {
-				return "write"
+		case <-next.C:
+			if !time.Now().Before(end) {
+				return "age"
 			}
+			if !time.Now().Before(beat) {
+				beat = time.Now().Add(gatewayapi.Heartbeat)
+				why = aside(func() string { return s.beat(c) })
+			}
+			next.Reset(min(time.Until(end), time.Until(beat)))
 		case <-changed:
-			fresh, err := s.freshSnapshot(caller)
-			if err != nil {
-				s.Log.Debug("assignment stream ends", "pod", caller.String(), "err", err)
-				if e, ok := errors.AsType[*refusal](err); ok && e.status == http.StatusUnauthorized {
-					return "pod_gone"
-				}
-				return "error"
-			}
-			if sum := sha256.Sum256(fresh); sum != sent {
-				if !s.writeTo(c, append(fresh, '\n')) {
-					return "write"
-				}
-				sent = sum
-			}
+			why = aside(func() string { return s.update(c, caller, &sent) })
+		}
+		if why != "" {
+			return why
 		}
 	}
+}
+
+// aside runs do on a goroutine of its own and waits for it. Looking at assignments and writing with TLS need a stack that
+// Go does not make small again at once; a stream's own goroutine, of which there are many, need not have it.
+func aside(do func() string) string {
+	done := make(chan string, 1)
+	go func() { done <- do() }()
+	return <-done
+}
+
+// beat writes a heartbeat, and returns what ends the stream, if anything does.
+func (s *Server) beat(c net.Conn) string {
+	if !s.writeTo(c, []byte{'\n'}) {
+		return "write"
+	}
+	return ""
+}
+
+// update writes a fresh snapshot if it is another than the one whose hash was sent, and returns what ends the stream, if
+// anything does.
+func (s *Server) update(c net.Conn, caller identity, sent *[sha256.Size]byte) string {
+	fresh, err := s.freshSnapshot(caller)
+	if err != nil {
+		s.Log.Debug("assignment stream ends", "pod", caller.String(), "err", err)
+		if e, ok := errors.AsType[*refusal](err); ok && e.status == http.StatusUnauthorized {
+			return "pod_gone"
+		}
+		return "error"
+	}
+	if sum := sha256.Sum256(fresh); sum != *sent {
+		if !s.writeTo(c, append(fresh, '\n')) {
+			return "write"
+		}
+		*sent = sum
+	}
+	return ""
 }
 
 // freshSnapshot is snapshot for a stream, whose request is long over.
