@@ -27,11 +27,11 @@ func newPodSlimmer(kinds int) *podSlimmer {
 
 // slim is the informer's transform.
 func (s *podSlimmer) slim(obj any) (any, error) {
-	out, err := slimPod(obj)
-	pod, ok := out.(*corev1.Pod)
-	if err != nil || !ok {
-		return out, err
+	pod, ok := obj.(*corev1.Pod)
+	if !ok {
+		return obj, nil // a tombstone
 	}
+	pod = slimPod(pod)
 	common := metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations, OwnerReferences: pod.OwnerReferences}
 	// Both encodings are deterministic: the keys of maps are sorted.
 	meta, err := common.Marshal()
@@ -73,11 +73,7 @@ func (r *recent[T]) same(hash [sha256.Size]byte, fresh T) T {
 
 // slimPod keeps of a pod what the program reads: identity, labels, our annotation, owners, container names and ports,
 // volume mounts by name (inject.Check looks for ours), readiness probes of injected pods, and how it is. A cluster's pods are most of what is cached.
-func slimPod(obj any) (any, error) {
-	pod, ok := obj.(*corev1.Pod)
-	if !ok {
-		return obj, nil // a tombstone
-	}
+func slimPod(pod *corev1.Pod) *corev1.Pod {
 	_, injected := pod.Annotations[annotations.PodInjected]
 	slim := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -107,7 +103,7 @@ func slimPod(obj any) (any, error) {
 			slim.Annotations[key] = v
 		}
 	}
-	return slim, nil
+	return slim
 }
 
 func slimContainers(in []corev1.Container, probes bool) []corev1.Container {

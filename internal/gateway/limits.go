@@ -24,6 +24,8 @@ type limits struct {
 	idle time.Duration
 	// write bounds one write on an assignment stream, so that a peer that reads nothing is let go.
 	write time.Duration
+	// heartbeat is how often an empty line is written on an assignment stream.
+	heartbeat time.Duration
 	// streamAge ends a stream so that its token is reviewed again; the projected token lives an hour.
 	streamAge time.Duration
 
@@ -44,6 +46,7 @@ func defaultLimits() limits {
 		request:           30 * time.Second,
 		idle:              2 * time.Minute,
 		write:             10 * time.Second,
+		heartbeat:         gatewayapi.Heartbeat,
 		streamAge:         30 * time.Minute,
 		connections:       16384,
 		strangers:         1024,

@@ -142,8 +142,8 @@ func (s *Server) stream(c net.Conn, socket syscall.RawConn, caller identity, sen
 	}()
 	// One timer for both, since there are many streams.
 	end := time.Now().Add(s.limits.streamAge - rand.N(s.limits.streamAge/4)) //nolint:gosec // jitter, no secret
-	beat := time.Now().Add(gatewayapi.Heartbeat)
-	next := time.NewTimer(min(time.Until(end), gatewayapi.Heartbeat))
+	beat := time.Now().Add(s.limits.heartbeat)
+	next := time.NewTimer(min(time.Until(end), time.Until(beat)))
 	defer next.Stop()
 	for {
 		why := ""
@@ -157,7 +157,7 @@ func (s *Server) stream(c net.Conn, socket syscall.RawConn, caller identity, sen
 				return "age"
 			}
 			if !time.Now().Before(beat) {
-				beat = time.Now().Add(gatewayapi.Heartbeat)
+				beat = time.Now().Add(s.limits.heartbeat)
 				why = aside(func() string { return s.beat(c) })
 			}
 			next.Reset(min(time.Until(end), time.Until(beat)))

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
+	"github.com/mysocketio/mysocket-injector/internal/kubetest"
 )
 
 // TestStreamsEnd: with the pod, with the namespace (whose pods go first), with age, and when the sidecar goes.
@@ -68,6 +69,37 @@ func TestStreamsEnd(t *testing.T) {
 		t.Errorf("ended after %s", took)
 	}
 	waitFor(t, "the old stream to be counted", func() bool { return ended("age") == 1 })
+}
+
+// TestHeartbeats come again and again, before a change and after it, and do not put off the end.
+func TestHeartbeats(t *testing.T) {
+	c := newMemoryCluster()
+	c.service(0, "web", 80)
+	s := c.serve(t, func(l *limits) { l.heartbeat = time.Millisecond })
+	p := s.dial(t)
+	p.stream(c.pod("web-1"))
+	beats := func(p *peer) {
+		t.Helper()
+		_ = p.SetReadDeadline(time.Now().Add(kubetest.Patience))
+		for n := range 3 {
+			if text, err := p.reader.ReadString('\n'); err != nil || text != "\n" {
+				t.Fatalf("heartbeat %d is %q, %v", n, text, err)
+			}
+		}
+	}
+	beats(p)
+	c.service(0, "web", 81)
+	if text := p.line(); !strings.Contains(text, "81") {
+		t.Errorf("the change came as %s", text)
+	}
+	beats(p)
+
+	s = c.serve(t, func(l *limits) { l.heartbeat, l.streamAge = time.Millisecond, time.Second })
+	p = s.dial(t)
+	p.stream(c.pod("web-2"))
+	beats(p)
+	p.closed()
+	waitFor(t, "the old stream to be counted", func() bool { return value(t, s.metrics.streamsEnded.WithLabelValues("age")) == 1 })
 }
 
 // TestStreamOverHTTP2 is refused, and Serve does not offer it.
