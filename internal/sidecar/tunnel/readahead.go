@@ -5,7 +5,7 @@ import (
 	"net"
 )
 
-// readBufferBytes holds four of the largest SSH packets. More was not faster.
+// readBufferBytes holds four of the largest SSH packets.
 const readBufferBytes = 128 << 10
 
 // bufferedConn is a connection of which much is read at once. x/crypto/ssh reads through a buffer of 4 KiB, which costs at
