@@ -58,7 +58,7 @@ func ready(ctx context.Context, address string) error {
 }
 
 // bulk moves bytes through some streams at once, from the edge to the app (uploads of visitors) or back, and returns bytes
-// per second, counted by the visitors after a warm-up of a quarter of the time.
+// per second, counted by the visitors after a warm-up of a quarter of the time or four long round trips.
 func bulk(ctx context.Context, entries []string, streams int, toApp bool, d time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*d+patience)
 	defer cancel()
@@ -102,7 +102,7 @@ func bulk(ctx context.Context, entries []string, streams int, toApp bool, d time
 			}
 		})
 	}
-	pause(ctx, d/4)
+	pause(ctx, max(d/4, 4*roundTrip)) // with a long way the first bytes take a while
 	before, began := moved.Load(), time.Now()
 	pause(ctx, d)
 	rate := float64(moved.Load()-before) / time.Since(began).Seconds()

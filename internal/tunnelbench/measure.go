@@ -74,41 +74,28 @@ func measureAll(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	all := []*contender{relay}
+	if s.wants("rtt") {
+		if err := measureDelayed(ctx, s, dir, backend); err != nil {
+			return err
+		}
+	}
+	if s.only == "rtt" {
+		return nil
+	}
 	for _, kind := range []string{"sshd", "edge"} {
 		var rival *contender
 		for _, client := range []struct {
 			name        string
 			connections int
 		}{{"OpenSSH", 1}, {"sidecar", 1}, {"sidecar, 2 connections", 2}} {
-			place, err := newPlace(filepath.Join(dir, fmt.Sprint(kind, len(all))), backend)
+			c, processes, err := startContender(ctx, s, filepath.Join(dir, fmt.Sprint(kind, len(all))), backend, kind, client.name, client.connections, false)
+			children = append(children, processes...)
 			if err != nil {
 				return err
 			}
-			var to *server
-			if kind == "sshd" {
-				to, err = startSSHD(ctx, place, client.connections)
-			} else {
-				to, err = startEdge(ctx, s.edge, place, client.connections)
-			}
-			if err != nil {
-				return err
-			}
-			children = append(children, to.process)
-			c := &contender{client: client.name, server: to.name, entries: to.entries, rival: rival, samples: map[string][]float64{}}
+			c.rival = rival
 			if client.name == "OpenSSH" {
-				c.process, err = startOpenSSH(ctx, place, to.login)
 				rival = c
-			} else {
-				c.process, err = startOurs(ctx, to.login)
-			}
-			if err != nil {
-				return err
-			}
-			children = append(children, c.process)
-			for _, address := range c.entries {
-				if err := await(ctx, c.String(), func() error { return ready(ctx, address) }); err != nil {
-					return fmt.Errorf("%w\n%s", err, c.process.log)
-				}
 			}
 			all = append(all, c)
 		}
@@ -130,6 +117,92 @@ func measureAll(ctx context.Context, s settings) (err error) {
 		}
 	}
 	report(s, all)
+	return nil
+}
+
+// startContender starts a server and a client that is connected with it, by a long way when delayed. It returns the
+// processes that it has started also when it fails.
+func startContender(ctx context.Context, s settings, dir, backend, kind, client string, connections int, delayed bool) (*contender, []*process, error) {
+	place, err := newPlace(dir, backend)
+	if err != nil {
+		return nil, nil, err
+	}
+	var to *server
+	if kind == "sshd" {
+		to, err = startSSHD(ctx, place, connections)
+	} else {
+		to, err = startEdge(ctx, s.edge, place, connections)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	started := []*process{to.process}
+	if delayed {
+		way, address, err := self(ctx, "delay", to.login.Address)
+		if err != nil {
+			return nil, started, err
+		}
+		started = append(started, way)
+		to.login.Address = address
+	}
+	c := &contender{client: client, server: to.name, entries: to.entries, samples: map[string][]float64{}}
+	if client == "OpenSSH" {
+		c.process, err = startOpenSSH(ctx, place, to.login)
+	} else {
+		c.process, err = startOurs(ctx, to.login)
+	}
+	if err != nil {
+		return nil, started, err
+	}
+	started = append(started, c.process)
+	for _, address := range c.entries {
+		if err := await(ctx, c.String(), func() error { return ready(ctx, address) }); err != nil {
+			return nil, started, fmt.Errorf("%w\n%s", err, c.process.log)
+		}
+	}
+	return c, started, nil
+}
+
+// measureDelayed measures bulk with a long way between the tunnel and its server, where the window of SSH bounds it, and
+// prints its table.
+func measureDelayed(ctx context.Context, s settings, dir, backend string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var children []*process
+	defer func() {
+		cancel()
+		for _, p := range slices.Backward(children) {
+			_ = p.cmd.Wait()
+		}
+	}()
+	var all []*contender
+	for _, kind := range []string{"sshd", "edge"} {
+		var rival *contender
+		for _, connections := range []int{0, 1, 2, 4} {
+			name := fmt.Sprintf("sidecar, connections %d", connections)
+			if connections == 0 {
+				name = "OpenSSH"
+			}
+			c, processes, err := startContender(ctx, s, filepath.Join(dir, fmt.Sprint("rtt", kind, connections)), backend, kind, name, max(connections, 1), true)
+			children = append(children, processes...)
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", name, kind, err)
+			}
+			if connections == 0 {
+				rival = c
+			} else {
+				c.rival = rival
+			}
+			all = append(all, c)
+		}
+	}
+	for round := range s.rounds {
+		for i := range all {
+			if err := measureBulk(ctx, s, all[(i+round)%len(all)]); err != nil {
+				return fmt.Errorf("with a long way, %s: %w", all[(i+round)%len(all)], err)
+			}
+		}
+	}
+	reportBulk(fmt.Sprintf("Bulk with a round trip of %s, MB/s, by direction and streams", roundTrip), all)
 	return nil
 }
 
@@ -155,25 +228,8 @@ func bulkName(toApp bool, streams int) string {
 // measure does one round with one contender.
 func measure(ctx context.Context, s settings, c, relay *contender) error {
 	if s.wants("bulk") {
-		for _, toApp := range []bool{true, false} {
-			for _, streams := range []int{1, manyStreams} {
-				before, err := procTimes(c.process.pid())
-				if err != nil {
-					return err
-				}
-				began := time.Now()
-				rate, err := bulk(ctx, c.entries, streams, toApp, s.duration())
-				if err != nil {
-					return fmt.Errorf("%s: %w", bulkName(toApp, streams), err)
-				}
-				took := time.Since(began)
-				after, err := procTimes(c.process.pid())
-				if err != nil {
-					return err
-				}
-				c.add(bulkName(toApp, streams), rate/1e6)
-				c.add("cpu "+bulkName(toApp, streams), (after-before).Seconds()/(rate*took.Seconds()/1e9))
-			}
+		if err := measureBulk(ctx, s, c); err != nil {
+			return err
 		}
 	}
 	if s.wants("small") {
@@ -203,6 +259,31 @@ func measure(ctx context.Context, s settings, c, relay *contender) error {
 	return nil
 }
 
+// measureBulk does one round of bulk with one contender.
+func measureBulk(ctx context.Context, s settings, c *contender) error {
+	for _, toApp := range []bool{true, false} {
+		for _, streams := range []int{1, manyStreams} {
+			before, err := procTimes(c.process.pid())
+			if err != nil {
+				return err
+			}
+			began := time.Now()
+			rate, err := bulk(ctx, c.entries, streams, toApp, s.duration())
+			if err != nil {
+				return fmt.Errorf("%s: %w", bulkName(toApp, streams), err)
+			}
+			took := time.Since(began)
+			after, err := procTimes(c.process.pid())
+			if err != nil {
+				return err
+			}
+			c.add(bulkName(toApp, streams), rate/1e6)
+			c.add("cpu "+bulkName(toApp, streams), (after-before).Seconds()/(rate*took.Seconds()/1e9))
+		}
+	}
+	return nil
+}
+
 // measureMemory reads the replica's end with no connection and with many. It is done once: the numbers hardly vary.
 func measureMemory(ctx context.Context, c *contender, open int) error {
 	idle, err := residentKiB(c.process.pid())
@@ -221,46 +302,51 @@ func measureMemory(ctx context.Context, c *contender, open int) error {
 func report(s settings, all []*contender) {
 	fmt.Printf("%d CPUs, %s, medians of %d rounds of %g s; in brackets the smallest and the largest; x is the ratio to the OpenSSH client at the same server.\n",
 		runtime.NumCPU(), runtime.Version(), s.rounds, s.seconds)
-	ratio := func(c *contender, what string) string {
-		if c.rival == nil || c.rival.median(what) == 0 {
-			return ""
-		}
-		return fmt.Sprintf(" x%.2f", c.median(what)/c.rival.median(what))
+	if s.wants("bulk") {
+		reportBulk("Bulk, MB/s, by direction and streams", all)
 	}
-	cell := func(format string) func(c *contender, what string) string {
-		return func(c *contender, what string) string {
-			low, high := c.spread(what)
-			return fmt.Sprintf(format+" ("+format+"-"+format+")%s", c.median(what), low, high, ratio(c, what))
-		}
+	if s.wants("small") {
+		table(all, fmt.Sprintf("Small requests: HTTP keep-alive, 1 KiB, %d connections", smallConnections), []string{"requests/s"}, []string{"requests"}, cell("%.0f"))
+		table(all, "and at half of that rate", []string{"p99, ms", "more than the relay at this rate, ms"}, []string{"p99", "added p99"}, cell("%.2f"))
 	}
-	table := func(title string, heads, whats []string, show func(*contender, string) string) {
-		fmt.Printf("\n%s\n\n| client | server | %s |\n|---|---|%s\n", title, strings.Join(heads, " | "), strings.Repeat("---|", len(heads)))
-		for _, c := range all {
-			fmt.Printf("| %s | %s |", c.client, c.server)
-			for _, what := range whats {
-				fmt.Printf(" %s |", show(c, what))
-			}
-			fmt.Println()
-		}
+	if s.wants("new") {
+		table(all, "New connections, each with one byte there and back", []string{"per second"}, []string{"new"}, cell("%.0f"))
 	}
+	if s.wants("memory") {
+		table(all, fmt.Sprintf("Memory at the replica's end, resident, with %d connections open", s.open), []string{"idle, MiB", "each connection, KiB"}, []string{"idle", "each"}, cell("%.1f"))
+	}
+}
+
+func reportBulk(title string, all []*contender) {
 	var bulks, cpus []string
 	for _, toApp := range []bool{true, false} {
 		for _, streams := range []int{1, manyStreams} {
 			bulks, cpus = append(bulks, bulkName(toApp, streams)), append(cpus, "cpu "+bulkName(toApp, streams))
 		}
 	}
-	if s.wants("bulk") {
-		table("Bulk, MB/s, by direction and streams", bulks, bulks, cell("%.0f"))
-		table("CPU seconds per GB at the replica's end", bulks, cpus, cell("%.2f"))
+	table(all, title, bulks, bulks, cell("%.0f"))
+	table(all, "CPU seconds per GB at the replica's end", bulks, cpus, cell("%.2f"))
+}
+
+// cell returns what shows a median, the spread, and the ratio to the rival.
+func cell(format string) func(c *contender, what string) string {
+	return func(c *contender, what string) string {
+		low, high := c.spread(what)
+		ratio := ""
+		if c.rival != nil && c.rival.median(what) != 0 {
+			ratio = fmt.Sprintf(" x%.2f", c.median(what)/c.rival.median(what))
+		}
+		return fmt.Sprintf(format+" ("+format+"-"+format+")%s", c.median(what), low, high, ratio)
 	}
-	if s.wants("small") {
-		table(fmt.Sprintf("Small requests: HTTP keep-alive, 1 KiB, %d connections", smallConnections), []string{"requests/s"}, []string{"requests"}, cell("%.0f"))
-		table("and at half of that rate", []string{"p99, ms", "more than the relay at this rate, ms"}, []string{"p99", "added p99"}, cell("%.2f"))
-	}
-	if s.wants("new") {
-		table("New connections, each with one byte there and back", []string{"per second"}, []string{"new"}, cell("%.0f"))
-	}
-	if s.wants("memory") {
-		table(fmt.Sprintf("Memory at the replica's end, resident, with %d connections open", s.open), []string{"idle, MiB", "each connection, KiB"}, []string{"idle", "each"}, cell("%.1f"))
+}
+
+func table(all []*contender, title string, heads, whats []string, show func(*contender, string) string) {
+	fmt.Printf("\n%s\n\n| client | server | %s |\n|---|---|%s\n", title, strings.Join(heads, " | "), strings.Repeat("---|", len(heads)))
+	for _, c := range all {
+		fmt.Printf("| %s | %s |", c.client, c.server)
+		for _, what := range whats {
+			fmt.Printf(" %s |", show(c, what))
+		}
+		fmt.Println()
 	}
 }

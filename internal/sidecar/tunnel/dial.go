@@ -82,7 +82,7 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config) (ssh.Conn, <-chan
 			return nil
 		},
 	}
-	sshConn, channels, requests, err := ssh.NewClientConn(conn, cfg.Address, config)
+	sshConn, channels, requests, err := ssh.NewClientConn(newBufferedConn(conn), cfg.Address, config)
 	if !stop() && err == nil {
 		err = ctx.Err()
 		_ = sshConn.Close()
