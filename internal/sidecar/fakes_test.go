@@ -189,6 +189,7 @@ type fakeTunnel struct {
 	withdrawError, forwardError error
 	hangWithdraw                bool
 	err                         error
+	comeBack                    time.Duration
 	done, leave, idle           chan struct{}
 }
 
@@ -266,6 +267,12 @@ func (f *fakeTunnel) WaitIdle(ctx context.Context) error {
 func (f *fakeTunnel) Done() <-chan struct{}           { return f.done }
 func (f *fakeTunnel) ReconnectAsked() <-chan struct{} { return f.leave }
 func (f *fakeTunnel) LastDial() time.Time             { return time.Time{} }
+func (f *fakeTunnel) ComeBack() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.comeBack
+}
+
 func (f *fakeTunnel) Err() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -56,6 +56,7 @@ type edgeTunnel interface {
 	Done() <-chan struct{}
 	Err() error
 	ReconnectAsked() <-chan struct{}
+	ComeBack() time.Duration
 	Open() int
 	LastDial() time.Time
 	Close()
@@ -208,7 +209,11 @@ func (s *supervisor) keepConnected(work context.Context) edgeTunnel {
 			return t
 		}
 		s.tunnel.Store(nil)
-		delay := s.backoff.Next(0)
+		var wish time.Duration   // the edge's
+		if ended != endForward { // of which the edge knows nothing yet
+			wish = t.ComeBack()
+		}
+		delay := s.backoff.Next(wish)
 		s.around.metrics.reconnects.WithLabelValues(string(ended)).Inc()
 		level, message := slog.LevelWarn, "tunnel lost"
 		var err error
@@ -223,7 +228,7 @@ func (s *supervisor) keepConnected(work context.Context) edgeTunnel {
 			t.Close()
 		}
 		s.enter(gatewayapi.StateConnecting, errorMessage(err))
-		s.logger.Log(work, level, message, "tunnel", s.login.tunnelID, "edge", s.login.address, "err", err, "retry_in", round(delay))
+		s.logger.Log(work, level, message, "tunnel", s.login.tunnelID, "edge", s.login.address, "err", err, "edge_wants", wish, "retry_in", round(delay))
 		if retry.Sleep(work, s.around.clock, delay) != nil {
 			return nil
 		}

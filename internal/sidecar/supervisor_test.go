@@ -286,7 +286,7 @@ func TestRetryAfterOfTheGatewayIsHonoured(t *testing.T) {
 			b.start()
 			pass(t, 20*time.Second)
 			expect(t, "calls before the time", b.gateway.seen(), []string{"register"})
-			pass(t, time.Second)
+			pass(t, 5*time.Second) // half of what the spread adds at most
 			b.expectState(gatewayapi.StateConnected)
 		})
 	}
@@ -367,6 +367,46 @@ func TestTheEdgeAsksToReconnect(t *testing.T) {
 			t.Error("the old tunnel was not closed after its visitor had left")
 		}
 	})
+}
+
+// The sidecars that an edge sends away together are kept apart when they come back, and none comes before its time.
+func TestTheEdgeSaysWhenToComeBack(t *testing.T) {
+	const never = time.Duration(0)
+	for _, c := range []struct {
+		name     string
+		comeBack time.Duration
+		random   float64
+		want     time.Duration
+	}{
+		{"the earliest", 20 * time.Second, 0, 20*time.Second + 50*time.Millisecond},
+		{"in the middle", 20 * time.Second, 0.5, 25 * time.Second},
+		{"the latest", 20 * time.Second, 0.999, 29990 * time.Millisecond},
+		{"a second", time.Second, 0.5, 1500 * time.Millisecond},
+		{"nothing", never, 0.5, 500 * time.Millisecond},
+		{"a day is five minutes", 24 * time.Hour, 0.5, 375 * time.Second},
+	} {
+		for _, how := range []string{"session", "connection"} {
+			t.Run(c.name+", by its "+how, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := newBench(t)
+					b.random = func() float64 { return c.random }
+					b.start()
+					pass(t, 40*time.Second)
+					b.last().with(func() { b.last().comeBack = c.comeBack })
+					at := time.Since(b.began)
+					if how == "session" {
+						close(b.last().leave)
+					} else {
+						b.last().lose(lost())
+					}
+					pass(t, 10*time.Minute)
+					attempts := b.attempted()
+					expect(t, "attempts", len(attempts), 2)
+					expect(t, "wait", attempts[1]-at, c.want)
+				})
+			})
+		}
+	}
 }
 
 func TestDrainWaitsForVisitorsAndEndsNothing(t *testing.T) {
