@@ -73,7 +73,11 @@ type surroundings struct {
 	checkApp func(ctx context.Context, port int32, proxyProtocol string) error
 	probeApp func(ctx context.Context, of *gatewayapi.Probe) error
 
-	proxy   func(address string) (*url.URL, error) // that leads to the edge; a nil URL for none
+	proxy func(address string) (*url.URL, error) // that leads to the edge; a nil URL for none
+	// resolver finds the edge's addresses; nil for the machine's own. spread is where this pod's connections begin in them.
+	resolver tunnel.Resolver
+	spread   tunnel.Spread
+
 	key     ssh.Signer
 	version string
 	clock   retry.Clock
@@ -103,6 +107,7 @@ type supervisor struct {
 	health       health
 	login        *login
 	loginRefused int
+	detours      int // how often the edge failed us; each time it is gone to at its next address
 	state        gatewayapi.State
 	message      string
 	lingering    sync.WaitGroup
@@ -209,6 +214,7 @@ func (s *supervisor) keepConnected(work context.Context) edgeTunnel {
 			return t
 		}
 		s.tunnel.Store(nil)
+		s.detours++
 		var wish time.Duration   // the edge's
 		if ended != endForward { // of which the edge knows nothing yet
 			wish = t.ComeBack()
@@ -271,6 +277,9 @@ func (s *supervisor) establish(work context.Context) edgeTunnel {
 		if work.Err() != nil {
 			return nil
 		}
+		if tunnel.FailedStep(err) != "" {
+			s.detours++
+		}
 		delay := s.backoff.Next(gatewayclient.RetryAfter(err))
 		step := string(tunnel.FailedStep(err))
 		if step == "" {
@@ -301,6 +310,8 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 	t, err := s.around.connect(work, tunnel.Config{
 		Address:       s.login.address,
 		Proxy:         proxy,
+		Resolver:      s.around.resolver,
+		Spread:        tunnel.Spread{Turn: s.around.spread.Turn + s.connection.Number + s.detours, IPv6: s.around.spread.IPv6},
 		User:          s.login.user,
 		Signer:        s.login.signer,
 		HostKeys:      s.login.hostKeys,

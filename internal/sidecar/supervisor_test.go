@@ -122,6 +122,29 @@ func TestAPlainReconnectAsksNoGateway(t *testing.T) {
 	})
 }
 
+func TestAFailedEdgeIsGoneToAtItsNextAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.sup.around.spread = tunnel.Spread{Turn: 5, IPv6: true}
+		b.sup.connection.Number = 2
+		b.connect = func(n int) error {
+			if n <= 2 {
+				return &tunnel.StepError{Step: tunnel.StepHandshake, Err: errors.New("nonsense")}
+			}
+			return nil
+		}
+		b.start()
+		pass(t, time.Minute)
+		b.last().lose(lost())
+		pass(t, time.Minute)
+		var spreads []tunnel.Spread
+		for _, cfg := range b.configs {
+			spreads = append(spreads, cfg.Spread)
+		}
+		expect(t, "spreads", spreads, []tunnel.Spread{{Turn: 7, IPv6: true}, {Turn: 8, IPv6: true}, {Turn: 9, IPv6: true}, {Turn: 10, IPv6: true}})
+	})
+}
+
 func TestAnExpiredCertificateIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)

@@ -44,6 +44,10 @@ type Config struct {
 	Address string
 	// Proxy is the proxy to connect through; nil for none. Package edgeproxy says which are allowed.
 	Proxy *url.URL
+	// Resolver finds the addresses of the edge's name; the machine's own when nil. Spread says which of them to go to. With a
+	// proxy neither is used: it resolves the name.
+	Resolver Resolver
+	Spread   Spread
 	// User and Signer log in; the signer normally holds a certificate.
 	User   string
 	Signer ssh.Signer
@@ -119,7 +123,10 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if cfg.DialTimeout == 0 {
 		cfg.DialTimeout = defaultDialTimeout
 	}
-	conn, err := dialEdge(ctx, cfg.Address, cfg.Proxy)
+	if cfg.Resolver == nil {
+		cfg.Resolver = net.DefaultResolver
+	}
+	conn, err := dialEdge(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}

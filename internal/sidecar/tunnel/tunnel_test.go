@@ -514,8 +514,7 @@ func TestTheEdgeSaysWhenToComeBack(t *testing.T) {
 	}
 }
 
-// An edge that ends the session's output, and never the session, holds nobody up.
-func TestASessionThatNeverEnds(t *testing.T) {
+func TestTheEndOfTheSessionsOutputAsksToReconnect(t *testing.T) {
 	server := sshtest.Start(t)
 	clock := clocktest.New(time.Unix(1_000_000, 0))
 	cfg := config(server, sshtest.NewKey(t), listenApp(t, echo))
@@ -525,7 +524,6 @@ func TestASessionThatNeverEnds(t *testing.T) {
 	clock.Advance(6 * time.Second)
 	clock.AwaitTimer(t, 4*time.Second) // the keepalive's
 	_ = session.CloseWrite()
-	// The sidecar closes its end, which the library answers by itself: both ways out are right.
 	awaitClosed(t, tun.ReconnectAsked(), "the end of the session was not noticed")
 	if got := tun.ComeBack(); got != 0 {
 		t.Errorf("come back after %s, want nothing", got)
