@@ -122,6 +122,65 @@ func TestAPlainReconnectAsksNoGateway(t *testing.T) {
 	})
 }
 
+// Ten minutes without a gateway: a tunnel that is connected is not touched, and one that is lost comes back without being asked
+// for, as long as its certificate is valid; after that, as soon as the gateway is there again.
+func TestTenMinutesWithoutTheGateway(t *testing.T) {
+	outage := func(t *testing.T, lifetime time.Duration) *bench {
+		b := newBench(t)
+		b.gateway.lifetime = lifetime
+		b.start()
+		pass(t, time.Minute)
+		b.gateway.mu.Lock()
+		b.gateway.fail = func(string, int) error {
+			if at := time.Since(b.began); at < 11*time.Minute {
+				return errors.New("the gateway can't be reached")
+			}
+			return nil
+		}
+		b.gateway.mu.Unlock()
+		return b
+	}
+	t.Run("connected", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := outage(t, 5*time.Minute)
+			pass(t, 11*time.Minute)
+			b.expectState(gatewayapi.StateConnected)
+			expect(t, "connections", b.connections(), 1)
+			expect(t, "withdrawals", b.last().count().withdrawals, 0)
+			expect(t, "calls", b.gateway.seen(), []string{"register"})
+		})
+	})
+	t.Run("lost while the certificate is valid", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := outage(t, 20*time.Minute)
+			for range 5 {
+				pass(t, time.Minute)
+				b.last().lose(lost())
+				pass(t, time.Second)
+				b.expectState(gatewayapi.StateConnected)
+			}
+			expect(t, "connections", b.connections(), 6)
+			expect(t, "calls", b.gateway.seen(), []string{"register"})
+		})
+	})
+	t.Run("lost after its end", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := outage(t, 5*time.Minute)
+			pass(t, 5*time.Minute)
+			b.last().lose(lost())
+			pass(t, time.Minute)
+			b.expectState(gatewayapi.StateRegistering)
+			pass(t, 4*time.Minute+backoffMax)
+			b.expectState(gatewayapi.StateConnected)
+			calls := b.gateway.seen()
+			expect(t, "the last call", calls[len(calls)-1], "renew")
+			if len(calls) > 30 {
+				t.Errorf("%d calls in five minutes", len(calls))
+			}
+		})
+	})
+}
+
 func TestAFailedEdgeIsGoneToAtItsNextAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
