@@ -108,6 +108,7 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.IntVar(&adminPort, "sidecar-admin-port", inject.DefaultAdminPort, "port of the sidecar's probes and metrics")
 	f.DurationVar(&o.sidecar.ReadyGrace, "sidecar-ready-grace", inject.DefaultReadyGrace, "how long a new pod may stay unready while it has no tunnel yet")
 	f.StringVar(&o.sidecar.EdgeProxy, "sidecar-edge-proxy", "", "proxy through which sidecars reach the edge, SCHEME://HOST:PORT with http, https, socks5 or socks5h; none when empty")
+	f.IntVar(&o.sidecar.PreStopSleep, "sidecar-prestop-sleep", 0, "for how many seconds the pod's containers without a preStop hook sleep before they are told to end, 0 to 60; 0: not at all")
 	f.StringVar(&o.sidecar.LogLevel, "sidecar-log-level", inject.DefaultLogLevel, "debug, info, warn or error")
 	f.StringVar(&o.sidecar.LogFormat, "sidecar-log-format", inject.DefaultLogFormat, "text or json")
 	f.IntVar(&o.rolloutMaxConcurrent, "rollout-max-concurrent", 1, "how many workloads may be restarted at once over the cluster to get the sidecar, 1 to 100")

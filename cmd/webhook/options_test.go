@@ -125,6 +125,7 @@ func TestOptionsSayWhatIsWrong(t *testing.T) {
 		{"shutdown delay beyond the grace period", []string{"--shutdown-delay=16s"}, "--shutdown-delay 16s: allowed are 0s to 15s"},
 		{"sidecar log level", []string{"--sidecar-log-level=trace"}, `sidecar log level "trace"`},
 		{"sidecar edge proxy", []string{"--sidecar-edge-proxy=ftp://proxy.example"}, `sidecar edge proxy "ftp://proxy.example"`},
+		{"sidecar preStop sleep", []string{"--sidecar-prestop-sleep=61"}, "sidecar preStop sleep 61: allowed are 0 to 60, in seconds"},
 		{"sidecar log format", []string{"--sidecar-log-format=xml"}, `sidecar log format "xml"`},
 		{"gateway service", []string{"--gateway-service=a/b"}, "gateway URL"},
 		{"host keys that are not there", []string{"--mysocket-ssh-host-keys=/nowhere"}, "--mysocket-ssh-host-keys: open /nowhere"},

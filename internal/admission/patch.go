@@ -22,6 +22,7 @@ func patch(before, after *corev1.Pod) []jsonpatch.Operation {
 	ops := annotationPatch(before.Annotations, after.Annotations[annotations.PodInjected])
 	ops = append(ops, listPatch("/spec/initContainers", before.Spec.InitContainers, after.Spec.InitContainers,
 		func(c corev1.Container) bool { return c.Name == inject.ContainerName })...)
+	ops = append(ops, preStopPatch(before.Spec.Containers, after.Spec.Containers)...)
 	return append(ops, listPatch("/spec/volumes", before.Spec.Volumes, after.Spec.Volumes,
 		func(v corev1.Volume) bool { return v.Name == inject.VolumeName })...)
 }
@@ -35,6 +36,22 @@ func annotationPatch(before map[string]string, hash string) []jsonpatch.Operatio
 		return nil
 	}
 	return []jsonpatch.Operation{jsonpatch.NewOperation("add", path+"/"+strings.ReplaceAll(annotations.PodInjected, "/", "~1"), hash)}
+}
+
+// preStopPatch adds the hooks that Inject gave to containers without one.
+func preStopPatch(before, after []corev1.Container) []jsonpatch.Operation {
+	var ops []jsonpatch.Operation
+	for i := range before {
+		path := item("/spec/containers", i) + "/lifecycle"
+		switch was, is := before[i].Lifecycle, after[i].Lifecycle; {
+		case is == nil || is.PreStop == nil || was != nil && was.PreStop != nil:
+		case was == nil:
+			ops = append(ops, jsonpatch.NewOperation("add", path, is))
+		default:
+			ops = append(ops, jsonpatch.NewOperation("add", path+"/preStop", is.PreStop))
+		}
+	}
+	return ops
 }
 
 // listPatch relies on what Inject promises: after has exactly one item of ours, where the first was or where it is

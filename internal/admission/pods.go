@@ -174,6 +174,9 @@ func (m *PodMutator) decide(ctx context.Context, req admission.Request, pod *cor
 	if ops := patch(pod, injected); len(ops) > 0 {
 		o.result, o.response = resultInjected, admission.Patched("", ops...)
 	}
+	if err := inject.Problem(pod); err != nil {
+		o.response = o.response.WithWarnings(warning(fmt.Sprintf("%v; it is ignored", err)))
+	}
 	return o
 }
 

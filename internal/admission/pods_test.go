@@ -218,6 +218,17 @@ func TestWhichPodsGetASidecar(t *testing.T) {
 			result: "skipped", reason: "HostNetwork", warning: "set hostNetwork to false"},
 		{name: "host network that nobody wants a tunnel for",
 			change: func(p *corev1.Pod) { p.Spec.HostNetwork = true }, result: "skipped", reason: "HostNetwork"},
+		{name: "a preStop sleep", services: []client.Object{service("web", "true", "web")},
+			change: func(p *corev1.Pod) {
+				p.Annotations = map[string]string{annotations.PodPreStopSleep: "5"}
+				p.Spec.Containers = append(p.Spec.Containers,
+					corev1.Container{Name: "warm", Image: "warm", Lifecycle: &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 1}}}},
+					corev1.Container{Name: "hooked", Image: "hooked", Lifecycle: &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 2}}}})
+			}, injected: true, result: "injected"},
+		{name: "a preStop sleep that is none", services: []client.Object{service("web", "true", "web")},
+			change:   func(p *corev1.Pod) { p.Annotations = map[string]string{annotations.PodPreStopSleep: "5s"} },
+			injected: true, result: "injected",
+			warning: `mysocket: annotation mysocket.io/prestop-sleep has the value "5s"; allowed: 0 to 60, in seconds; it is ignored`},
 		{name: "injected already", services: []client.Object{service("web", "true", "web")},
 			change: func(p *corev1.Pod) {
 				injected, _ := inject.Inject(p, sidecarConfig())

@@ -51,6 +51,9 @@ const (
 	NamespaceInjectionEnabled = "enabled"
 	// PodInject is the pod label that opts a pod out, with the value "false".
 	PodInject = Prefix + "inject"
+	// PodPreStopSleep is the pod annotation that says for how many seconds the pod's containers without a preStop hook are to sleep
+	// before they are told to end.
+	PodPreStopSleep = Prefix + "prestop-sleep"
 	// PodInjected is the pod annotation that injection leaves: a hash of what was injected.
 	PodInjected = Prefix + "injected"
 	// RestartedAt is the pod template annotation that the rollout controller sets, as kubectl rollout restart does.

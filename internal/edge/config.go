@@ -35,6 +35,10 @@ type Config struct {
 	CAOut         string
 	SSHHostKeyOut string
 
+	// ComeBack is what tunnel clients are told when the edge stops: to come back after that time. Zero says nothing; at most
+	// MaxComeBack.
+	ComeBack time.Duration
+
 	// PasswordCost is the bcrypt cost of account passwords; bcrypt's default if 0.
 	PasswordCost int
 	// Version is shown in the SSH banner.
@@ -46,6 +50,9 @@ type Config struct {
 	// Timings are the edge's patience; see DefaultTimings.
 	Timings Timings
 }
+
+// MaxComeBack is the longest time that clients may be sent away for: sidecars wait no longer.
+const MaxComeBack = 5 * time.Minute
 
 // Timings are how long the edge waits for what. A zero field has its default.
 type Timings struct {
@@ -135,6 +142,9 @@ func (c *Config) Validate() error {
 	}
 	if !c.TCPPorts.valid() {
 		errs = append(errs, fmt.Errorf("tcp-ports %s is not a range of ports within 1-65535", c.TCPPorts))
+	}
+	if c.ComeBack < 0 || c.ComeBack > MaxComeBack {
+		errs = append(errs, fmt.Errorf("come-back is %s; allowed are 0s to %s", c.ComeBack, MaxComeBack))
 	}
 	return errors.Join(errs...)
 }

@@ -162,7 +162,7 @@ func (e *Edge) build() error {
 		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Log: e.log.With("part", "ssh"), Version: cfg.Version,
 		URL:              func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) },
 		HandshakeTimeout: timings.HandshakeTimeout, KeepaliveInterval: timings.KeepaliveInterval,
-		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: settleTimeout,
+		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: settleTimeout, ComeBack: cfg.ComeBack,
 	})
 	apiHandler := api.New(api.Config{
 		Store: e.store, Keys: e.keys, Hooks: hooks{e}, Log: e.log.With("part", "api"), Domain: cfg.Domain,

@@ -160,6 +160,8 @@ func TestConfigIsValidated(t *testing.T) {
 		{func(c *edge.Config) { c.HTTPSAddress = "" }, "https-address"},
 		{func(c *edge.Config) { c.AdminAddress = ":x" }, "admin-address"},
 		{func(c *edge.Config) { c.APIHosts = []string{"fine.example", "not fine"} }, `"not fine"`},
+		{func(c *edge.Config) { c.ComeBack = -time.Second }, "come-back is -1s"},
+		{func(c *edge.Config) { c.ComeBack = time.Hour }, "come-back is 1h0m0s; allowed are 0s to 5m0s"},
 		{func(c *edge.Config) { c.TCPPorts = edge.PortRange{Min: 5, Max: 4} }, "tcp-ports 5-4"},
 	} {
 		cfg := good

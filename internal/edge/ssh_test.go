@@ -2,6 +2,7 @@ package edge_test
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
@@ -322,6 +323,55 @@ func TestSession(t *testing.T) {
 		t.Errorf("the session ended with %v", err)
 	}
 	for range lines {
+	}
+}
+
+// The edge's last word to a client is when to come back. Its end and a deletion of what the client serves say nothing of that.
+func TestComeBack(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		comeBack time.Duration
+		want     []byte
+	}{
+		{"seconds", 7 * time.Second, []byte{0, 0, 0, 7}},
+		{"rounded up", 1500 * time.Millisecond, []byte{0, 0, 0, 2}},
+		{"nothing", 0, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := edgetest.Start(t, func(cfg *edge.Config) { cfg.ComeBack = c.comeBack })
+			a := login(t, e)
+			s := a.newSocket("http")
+			staying, leaving := a.connect(s, appAddress(newApp(t, "app"))), a.connect(s, appAddress(newApp(t, "app")))
+			said := func(r *replica) <-chan []byte {
+				ch, requests, err := r.client.OpenChannel("session", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if ok, err := ch.SendRequest("shell", true, nil); err != nil || !ok {
+					t.Fatal(ok, err)
+				}
+				last := make(chan []byte, 1)
+				go func() {
+					var payload []byte
+					for request := range requests {
+						if request.Type == "come-back@mysocket.io" {
+							payload = request.Payload
+						}
+					}
+					last <- payload
+				}()
+				return last
+			}
+			stayed, left := said(staying), said(leaving)
+			a.must("DELETE", "/socket/"+s.ID+"/tunnel/"+leaving.tunnel.ID, nil, nil)
+			if got := <-left; got != nil {
+				t.Errorf("the client of a deleted tunnel was told %v", got)
+			}
+			e.Stop()
+			if got := <-stayed; !bytes.Equal(got, c.want) {
+				t.Errorf("the client was told %v, want %v", got, c.want)
+			}
+		})
 	}
 }
 

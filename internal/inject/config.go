@@ -55,6 +55,9 @@ type Config struct {
 	// EdgeProxy is the proxy through which sidecars reach the edge, SCHEME://HOST:PORT with http, https, socks5 or socks5h;
 	// empty for none. It can't hold credentials, since everybody who may read pods reads it.
 	EdgeProxy string `json:",omitempty"`
+	// PreStopSleep is for how many seconds containers without a preStop hook sleep before they are told to end, 0 to
+	// MaxPreStopSleep; 0 for not at all. A pod's annotation overrides it.
+	PreStopSleep int `json:",omitempty"`
 	// LogLevel is one of debug, info, warn, error.
 	LogLevel string
 	// LogFormat is text or json.
@@ -134,6 +137,9 @@ func (c Config) Validate() error {
 	if err := validateProxy(c.EdgeProxy); err != nil {
 		return err
 	}
+	if c.PreStopSleep < 0 || c.PreStopSleep > MaxPreStopSleep {
+		return fmt.Errorf("sidecar preStop sleep %d: allowed are 0 to %d, in seconds", c.PreStopSleep, MaxPreStopSleep)
+	}
 	return validateResources(c.Resources)
 }
 
@@ -193,9 +199,10 @@ func (c Config) Hash() string {
 	c = c.withDefaults()
 	plain := &corev1.Pod{}
 	what, err := json.Marshal(struct {
-		Container corev1.Container
-		Volume    corev1.Volume
-	}{sidecar(plain, c), gatewayVolume(c)})
+		Container    corev1.Container
+		Volume       corev1.Volume
+		PreStopSleep int `json:",omitempty"` // without one, the hash is that of versions that knew none
+	}{sidecar(plain, c), gatewayVolume(c), c.PreStopSleep})
 	if err != nil {
 		// Both are plain API types, whose encoding has no way to fail.
 		panic(fmt.Sprintf("encode the sidecar's container: %v", err))

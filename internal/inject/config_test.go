@@ -73,6 +73,7 @@ func TestHashNamesWhatIsInjected(t *testing.T) {
 		"admin port":  func(c *Config) { c.AdminPort = 15000 },
 		"ready grace": func(c *Config) { c.ReadyGrace = time.Second },
 		"edge proxy":  func(c *Config) { c.EdgeProxy = "socks5://proxy.example:1080" },
+		"sleep":       func(c *Config) { c.PreStopSleep = 5 },
 		"log level":   func(c *Config) { c.LogLevel = "debug" },
 		"log format":  func(c *Config) { c.LogFormat = "json" },
 	} {

@@ -33,7 +33,7 @@ const (
 
 // Inject returns a copy of the pod with the sidecar in it, or why there can be none. It is idempotent: a sidecar that
 // is there already, in whatever state another webhook left it, is rebuilt in its place. Nothing else of the pod
-// changes.
+// changes, but for a preStop hook that sleeps, where one is asked for.
 func Inject(pod *corev1.Pod, cfg Config) (*corev1.Pod, *Skip) {
 	if skip := Check(pod); skip != nil {
 		return nil, skip
@@ -44,6 +44,7 @@ func Inject(pod *corev1.Pod, cfg Config) (*corev1.Pod, *Skip) {
 	// A new sidecar goes first: ordinary init containers then run beside it, and the kubelet ends native sidecars in
 	// reverse order, so that ours outlives the app's own.
 	pod.Spec.InitContainers = put(pod.Spec.InitContainers, sidecar(pod, cfg), 0, isOurContainer)
+	addPreStop(pod, cfg)
 	pod.Spec.Volumes = put(pod.Spec.Volumes, gatewayVolume(cfg), len(pod.Spec.Volumes), isOurVolume)
 	if pod.Annotations == nil {
 		pod.Annotations = map[string]string{}

@@ -107,6 +107,16 @@ func onlyOursChanged(t *testing.T, before, after *corev1.Pod) {
 			}
 		}
 		pod.Spec.InitContainers = containers
+		for i := range pod.Spec.Containers {
+			// A sleep is ours to add, and only when it is asked for.
+			l := pod.Spec.Containers[i].Lifecycle
+			if pod.Annotations[annotations.PodPreStopSleep] == "" || l == nil || l.PreStop == nil || l.PreStop.Sleep == nil {
+				continue
+			}
+			if l.PreStop = nil; *l == (corev1.Lifecycle{}) {
+				pod.Spec.Containers[i].Lifecycle = nil
+			}
+		}
 		var volumes []corev1.Volume
 		for _, v := range pod.Spec.Volumes {
 			if !isOurVolume(v) {

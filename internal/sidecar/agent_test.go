@@ -245,6 +245,9 @@ func TestSeveralConnectionsOfASocket(t *testing.T) {
 	}
 	one.AwaitCancel(t)
 	again.AwaitCancel(t)
+	if n := w.agent.metrics.value(t, "drain_seconds"); n != 1 {
+		t.Errorf("%v drains were timed, want 1", n)
+	}
 	w.stop()
 	calls := w.gateway.Calls()
 	slices.Sort(calls)

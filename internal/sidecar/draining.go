@@ -42,13 +42,16 @@ func (a *Agent) drain(ctx context.Context, progress func(string)) {
 		case <-timeout.C():
 			_, open := count(supervisors)
 			progress(fmt.Sprintf("after %s %d connections are still open; they end with the sidecar", a.cfg.DrainTimeout, open))
+			a.metrics.drainSeconds.Observe(a.cfg.Clock.Now().Sub(began).Seconds())
 			a.logger.Warn("drain timed out", "timeout", a.cfg.DrainTimeout, "open", open)
 			return
 		case <-ctx.Done():
 			return
 		}
 	}
-	took := a.cfg.Clock.Now().Sub(began).Round(time.Millisecond)
+	lasted := a.cfg.Clock.Now().Sub(began)
+	a.metrics.drainSeconds.Observe(lasted.Seconds())
+	took := lasted.Round(time.Millisecond)
 	a.logger.Info("drained", "took", took)
 	progress(fmt.Sprintf("drained in %s", took))
 }

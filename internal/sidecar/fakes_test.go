@@ -189,6 +189,7 @@ type fakeTunnel struct {
 	withdrawError, forwardError error
 	hangWithdraw                bool
 	err                         error
+	comeBack                    time.Duration
 	done, leave, idle           chan struct{}
 }
 
@@ -266,6 +267,12 @@ func (f *fakeTunnel) WaitIdle(ctx context.Context) error {
 func (f *fakeTunnel) Done() <-chan struct{}           { return f.done }
 func (f *fakeTunnel) ReconnectAsked() <-chan struct{} { return f.leave }
 func (f *fakeTunnel) LastDial() time.Time             { return time.Time{} }
+func (f *fakeTunnel) ComeBack() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.comeBack
+}
+
 func (f *fakeTunnel) Err() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -426,7 +433,7 @@ func (b *bench) attempted() []time.Duration {
 	return slices.Clone(b.attempts)
 }
 
-// value reads a metric: the one whose only label has the given value, or, with none given, the only one.
+// value reads a metric, of a histogram how much it has observed: the one whose only label has the given value, or, with none given, the only one.
 func (m *metrics) value(t testing.TB, name string, label ...string) float64 {
 	t.Helper()
 	families, err := m.registry.Gather()
@@ -441,7 +448,7 @@ func (m *metrics) value(t testing.TB, name string, label ...string) float64 {
 			if len(label) == 1 && metric.GetLabel()[0].GetValue() != label[0] {
 				continue
 			}
-			return metric.GetGauge().GetValue() + metric.GetCounter().GetValue()
+			return metric.GetGauge().GetValue() + metric.GetCounter().GetValue() + float64(metric.GetHistogram().GetSampleCount())
 		}
 	}
 	t.Fatalf("there is no metric %s%v", name, label)

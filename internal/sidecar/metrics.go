@@ -29,6 +29,7 @@ type metrics struct {
 	reconnects       *prometheus.CounterVec
 	connectFailures  *prometheus.CounterVec
 	connectSeconds   prometheus.Histogram
+	drainSeconds     prometheus.Histogram
 	appCheckFailures prometheus.Counter
 	gatewayRequests  *prometheus.CounterVec
 }
@@ -70,12 +71,16 @@ func newMetrics(version string) *metrics {
 			Buckets: []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}),
 	}
+	m.drainSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: namespace, Name: "drain_seconds", Help: "Time that a drain took, those that ran out of time included.",
+		Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 25, 60, 300},
+	})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Name: "build_info", Help: "The version that runs, always 1."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
 	goroutines := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: "goroutines", Help: "Goroutines that exist."},
 		func() float64 { return float64(runtime.NumGoroutine()) })
 	m.registry.MustRegister(m.tunnels, m.assignments, m.streamConnected, m.ready, m.drainingNow, m.openConnections, m.connections, m.connectionsCut,
-		bytes, m.dialFailures, m.rejected, m.reconnects, m.connectFailures, m.connectSeconds, m.appCheckFailures, m.gatewayRequests, build, goroutines)
+		bytes, m.dialFailures, m.rejected, m.reconnects, m.connectFailures, m.connectSeconds, m.drainSeconds, m.appCheckFailures, m.gatewayRequests, build, goroutines)
 	// Known label values are there from the start, so that rates are right from the first event on.
 	for _, state := range []gatewayapi.State{
 		gatewayapi.StateWaitingForApp, gatewayapi.StateRegistering, gatewayapi.StateConnecting, gatewayapi.StateConnected, gatewayapi.StateDraining,

@@ -34,6 +34,10 @@ const (
 	beatEvery = 5 * time.Second
 	// beatLate is when the main loop counts as stuck.
 	beatLate = 30 * time.Second
+
+	// spreadTurns is a number with many divisors: drawn from as many turns, each of an edge's addresses gets about the same
+	// number of pods, however many there are.
+	spreadTurns = 27720
 )
 
 // Config is what a sidecar has to be told; the rest comes from the gateway.
@@ -53,8 +57,10 @@ type Config struct {
 	ReadyGrace time.Duration
 	// EdgeProxy returns the proxy through which to reach the edge at an address; a nil URL for none. It may be left out.
 	EdgeProxy func(address string) (*url.URL, error)
-	Version   string
-	Logger    *slog.Logger
+	// EdgeResolver finds the addresses of the edge's name; the machine's own when nil.
+	EdgeResolver tunnel.Resolver
+	Version      string
+	Logger       *slog.Logger
 	// Clock and Random, which draws from [0, 1), may be left out.
 	Clock  retry.Clock
 	Random func() float64
@@ -90,7 +96,8 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Random == nil {
 		cfg.Random = mathrand.Float64
 	}
-	if _, err := netip.ParseAddr(cfg.PodIP); err != nil {
+	podIP, err := netip.ParseAddr(cfg.PodIP)
+	if err != nil {
 		return nil, fmt.Errorf("the pod's IP is %q; it must be an IP address", cfg.PodIP)
 	}
 	if cfg.DrainTimeout <= 0 || cfg.ReadyGrace < 0 {
@@ -141,12 +148,15 @@ func New(cfg Config) (*Agent, error) {
 		checkApp: podApp{cfg.PodIP}.check,
 		probeApp: probe.New(cfg.PodIP, cfg.Version).Run,
 		proxy:    cfg.EdgeProxy,
-		key:      key,
-		version:  cfg.Version,
-		clock:    cfg.Clock,
-		random:   cfg.Random,
-		metrics:  metrics,
-		logger:   cfg.Logger,
+		resolver: cfg.EdgeResolver,
+		// Pods begin anywhere, so that an edge's addresses get their share of those with one connection, too.
+		spread:  tunnel.Spread{Turn: int(cfg.Random() * spreadTurns), IPv6: podIP.Unmap().Is6()},
+		key:     key,
+		version: cfg.Version,
+		clock:   cfg.Clock,
+		random:  cfg.Random,
+		metrics: metrics,
+		logger:  cfg.Logger,
 		connected: func() {
 			select {
 			case a.connected <- struct{}{}:

@@ -56,6 +56,7 @@ type edgeTunnel interface {
 	Done() <-chan struct{}
 	Err() error
 	ReconnectAsked() <-chan struct{}
+	ComeBack() time.Duration
 	Open() int
 	LastDial() time.Time
 	Close()
@@ -72,7 +73,11 @@ type surroundings struct {
 	checkApp func(ctx context.Context, port int32, proxyProtocol string) error
 	probeApp func(ctx context.Context, of *gatewayapi.Probe) error
 
-	proxy   func(address string) (*url.URL, error) // that leads to the edge; a nil URL for none
+	proxy func(address string) (*url.URL, error) // that leads to the edge; a nil URL for none
+	// resolver finds the edge's addresses; nil for the machine's own. spread is where this pod's connections begin in them.
+	resolver tunnel.Resolver
+	spread   tunnel.Spread
+
 	key     ssh.Signer
 	version string
 	clock   retry.Clock
@@ -102,6 +107,7 @@ type supervisor struct {
 	health       health
 	login        *login
 	loginRefused int
+	detours      int // how often the edge failed us; each time it is gone to at its next address
 	state        gatewayapi.State
 	message      string
 	lingering    sync.WaitGroup
@@ -208,7 +214,12 @@ func (s *supervisor) keepConnected(work context.Context) edgeTunnel {
 			return t
 		}
 		s.tunnel.Store(nil)
-		delay := s.backoff.Next(0)
+		s.detours++
+		var wish time.Duration   // the edge's
+		if ended != endForward { // of which the edge knows nothing yet
+			wish = t.ComeBack()
+		}
+		delay := s.backoff.Next(wish)
 		s.around.metrics.reconnects.WithLabelValues(string(ended)).Inc()
 		level, message := slog.LevelWarn, "tunnel lost"
 		var err error
@@ -223,7 +234,7 @@ func (s *supervisor) keepConnected(work context.Context) edgeTunnel {
 			t.Close()
 		}
 		s.enter(gatewayapi.StateConnecting, errorMessage(err))
-		s.logger.Log(work, level, message, "tunnel", s.login.tunnelID, "edge", s.login.address, "err", err, "retry_in", round(delay))
+		s.logger.Log(work, level, message, "tunnel", s.login.tunnelID, "edge", s.login.address, "err", err, "edge_wants", wish, "retry_in", round(delay))
 		if retry.Sleep(work, s.around.clock, delay) != nil {
 			return nil
 		}
@@ -266,6 +277,9 @@ func (s *supervisor) establish(work context.Context) edgeTunnel {
 		if work.Err() != nil {
 			return nil
 		}
+		if tunnel.FailedStep(err) != "" {
+			s.detours++
+		}
 		delay := s.backoff.Next(gatewayclient.RetryAfter(err))
 		step := string(tunnel.FailedStep(err))
 		if step == "" {
@@ -296,6 +310,8 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 	t, err := s.around.connect(work, tunnel.Config{
 		Address:       s.login.address,
 		Proxy:         proxy,
+		Resolver:      s.around.resolver,
+		Spread:        tunnel.Spread{Turn: s.around.spread.Turn + s.connection.Number + s.detours, IPv6: s.around.spread.IPv6},
 		User:          s.login.user,
 		Signer:        s.login.signer,
 		HostKeys:      s.login.hostKeys,

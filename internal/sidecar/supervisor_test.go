@@ -122,6 +122,88 @@ func TestAPlainReconnectAsksNoGateway(t *testing.T) {
 	})
 }
 
+// Ten minutes without a gateway: a tunnel that is connected is not touched, and one that is lost comes back without being asked
+// for, as long as its certificate is valid; after that, as soon as the gateway is there again.
+func TestTenMinutesWithoutTheGateway(t *testing.T) {
+	outage := func(t *testing.T, lifetime time.Duration) *bench {
+		b := newBench(t)
+		b.gateway.lifetime = lifetime
+		b.start()
+		pass(t, time.Minute)
+		b.gateway.mu.Lock()
+		b.gateway.fail = func(string, int) error {
+			if at := time.Since(b.began); at < 11*time.Minute {
+				return errors.New("the gateway can't be reached")
+			}
+			return nil
+		}
+		b.gateway.mu.Unlock()
+		return b
+	}
+	t.Run("connected", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := outage(t, 5*time.Minute)
+			pass(t, 11*time.Minute)
+			b.expectState(gatewayapi.StateConnected)
+			expect(t, "connections", b.connections(), 1)
+			expect(t, "withdrawals", b.last().count().withdrawals, 0)
+			expect(t, "calls", b.gateway.seen(), []string{"register"})
+		})
+	})
+	t.Run("lost while the certificate is valid", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := outage(t, 20*time.Minute)
+			for range 5 {
+				pass(t, time.Minute)
+				b.last().lose(lost())
+				pass(t, time.Second)
+				b.expectState(gatewayapi.StateConnected)
+			}
+			expect(t, "connections", b.connections(), 6)
+			expect(t, "calls", b.gateway.seen(), []string{"register"})
+		})
+	})
+	t.Run("lost after its end", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := outage(t, 5*time.Minute)
+			pass(t, 5*time.Minute)
+			b.last().lose(lost())
+			pass(t, time.Minute)
+			b.expectState(gatewayapi.StateRegistering)
+			pass(t, 4*time.Minute+backoffMax)
+			b.expectState(gatewayapi.StateConnected)
+			calls := b.gateway.seen()
+			expect(t, "the last call", calls[len(calls)-1], "renew")
+			if len(calls) > 30 {
+				t.Errorf("%d calls in five minutes", len(calls))
+			}
+		})
+	})
+}
+
+func TestAFailedEdgeIsGoneToAtItsNextAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.sup.around.spread = tunnel.Spread{Turn: 5, IPv6: true}
+		b.sup.connection.Number = 2
+		b.connect = func(n int) error {
+			if n <= 2 {
+				return &tunnel.StepError{Step: tunnel.StepHandshake, Err: errors.New("nonsense")}
+			}
+			return nil
+		}
+		b.start()
+		pass(t, time.Minute)
+		b.last().lose(lost())
+		pass(t, time.Minute)
+		var spreads []tunnel.Spread
+		for _, cfg := range b.configs {
+			spreads = append(spreads, cfg.Spread)
+		}
+		expect(t, "spreads", spreads, []tunnel.Spread{{Turn: 7, IPv6: true}, {Turn: 8, IPv6: true}, {Turn: 9, IPv6: true}, {Turn: 10, IPv6: true}})
+	})
+}
+
 func TestAnExpiredCertificateIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
@@ -286,7 +368,7 @@ func TestRetryAfterOfTheGatewayIsHonoured(t *testing.T) {
 			b.start()
 			pass(t, 20*time.Second)
 			expect(t, "calls before the time", b.gateway.seen(), []string{"register"})
-			pass(t, time.Second)
+			pass(t, 5*time.Second) // half of what the spread adds at most
 			b.expectState(gatewayapi.StateConnected)
 		})
 	}
@@ -367,6 +449,46 @@ func TestTheEdgeAsksToReconnect(t *testing.T) {
 			t.Error("the old tunnel was not closed after its visitor had left")
 		}
 	})
+}
+
+// The sidecars that an edge sends away together are kept apart when they come back, and none comes before its time.
+func TestTheEdgeSaysWhenToComeBack(t *testing.T) {
+	const never = time.Duration(0)
+	for _, c := range []struct {
+		name     string
+		comeBack time.Duration
+		random   float64
+		want     time.Duration
+	}{
+		{"the earliest", 20 * time.Second, 0, 20*time.Second + 50*time.Millisecond},
+		{"in the middle", 20 * time.Second, 0.5, 25 * time.Second},
+		{"the latest", 20 * time.Second, 0.999, 29990 * time.Millisecond},
+		{"a second", time.Second, 0.5, 1500 * time.Millisecond},
+		{"nothing", never, 0.5, 500 * time.Millisecond},
+		{"a day is five minutes", 24 * time.Hour, 0.5, 375 * time.Second},
+	} {
+		for _, how := range []string{"session", "connection"} {
+			t.Run(c.name+", by its "+how, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := newBench(t)
+					b.random = func() float64 { return c.random }
+					b.start()
+					pass(t, 40*time.Second)
+					b.last().with(func() { b.last().comeBack = c.comeBack })
+					at := time.Since(b.began)
+					if how == "session" {
+						close(b.last().leave)
+					} else {
+						b.last().lose(lost())
+					}
+					pass(t, 10*time.Minute)
+					attempts := b.attempted()
+					expect(t, "attempts", len(attempts), 2)
+					expect(t, "wait", attempts[1]-at, c.want)
+				})
+			})
+		}
+	}
 }
 
 func TestDrainWaitsForVisitorsAndEndsNothing(t *testing.T) {

@@ -14,6 +14,9 @@ import (
 const (
 	keepaliveRequest = "keepalive@openssh.com"
 	farewellTimeout  = time.Second
+
+	// stopping is the reason for closing a connection whose client is welcome again.
+	stopping = "the edge is stopping"
 )
 
 // connection is one client that has logged in.
@@ -94,6 +97,9 @@ func (c *connection) close(reason string) {
 	// The farewell must not wait for a peer that does not read.
 	_ = c.raw.SetWriteDeadline(time.Now().Add(farewellTimeout))
 	for _, s := range sessions {
+		if reason == stopping && c.server.cfg.ComeBack > 0 {
+			s.comeBack(c.server.cfg.ComeBack)
+		}
 		s.close()
 	}
 	_ = c.ssh.Close()

@@ -53,6 +53,8 @@ type Config struct {
 	KeepaliveMisses   int
 	// SettleTimeout bounds how long the answer to a cancel-tcpip-forward waits for channel opens that are under way.
 	SettleTimeout time.Duration
+	// ComeBack is when clients are to come back after Shutdown; zero says nothing of it.
+	ComeBack time.Duration
 }
 
 // Server is one SSH server. Make it with New.
@@ -234,7 +236,7 @@ func (s *Server) CloseSocket(socketID string) {
 	s.closeWhere("its socket was deleted", func(c *connection) bool { return c.serves(socketID, "") })
 }
 
-// Shutdown tells clients to reconnect, by closing their sessions, then closes all connections and waits until ctx ends for
+// Shutdown tells clients to reconnect, and when, by closing their sessions, then closes all connections and waits until ctx ends for
 // everything to be over. The listeners are the caller's to close, before.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
@@ -243,7 +245,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		_ = conn.Close()
 	}
 	s.mu.Unlock()
-	s.closeWhere("the edge is stopping", func(*connection) bool { return true })
+	s.closeWhere(stopping, func(*connection) bool { return true })
 	done := make(chan struct{})
 	go func() {
 		s.wg.Wait()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -28,6 +29,16 @@ func (s *session) close() {
 		_ = s.ch.Close()
 		close(s.done)
 	})
+}
+
+// comeBackRequest is a request of a session's channel that says in how many seconds the client is to come back. Clients that
+// don't know it pass over it: it asks for no answer.
+const comeBackRequest = "come-back@mysocket.io"
+
+// comeBack tells the client when it is welcome again. It goes before close.
+func (s *session) comeBack(after time.Duration) {
+	seconds := uint32(min((after+time.Second-1)/time.Second, 1<<16)) //nolint:gosec // bounded
+	_, _ = s.ch.SendRequest(comeBackRequest, false, ssh.Marshal(struct{ Seconds uint32 }{seconds}))
 }
 
 func (c *connection) handleChannels(chans <-chan ssh.NewChannel) {

@@ -24,8 +24,9 @@ type Backoff struct {
 	failures int
 }
 
-// Next returns how long to wait before the next attempt. A server's Retry-After goes in as atLeast, zero when there
-// is none; the jitter comes on top of it.
+// Next returns how long to wait before the next attempt. When a server said how long to stay away, that goes in as
+// atLeast, zero otherwise; the jitter comes on top of it. It is then at least half of that time wide: whoever was sent
+// away together must not come back together.
 func (b *Backoff) Next(atLeast time.Duration) time.Duration {
 	ceiling := b.Min
 	for range b.failures {
@@ -34,9 +35,10 @@ func (b *Backoff) Next(atLeast time.Duration) time.Duration {
 		}
 		ceiling *= 2
 	}
-	ceiling = min(ceiling, b.Max)
+	atLeast = min(max(atLeast, 0), maxRetryAfter)
+	ceiling = max(min(ceiling, b.Max), atLeast/2)
 	b.failures++
-	return max(floor, time.Duration(b.Random()*float64(ceiling))) + min(max(atLeast, 0), maxRetryAfter)
+	return max(floor, time.Duration(b.Random()*float64(ceiling))) + atLeast
 }
 
 // Worked records that what was attempted worked for the given time before it ended.

@@ -33,8 +33,9 @@ func TestBackoffHonoursRetryAfterWithinReason(t *testing.T) {
 		name          string
 		atLeast, want time.Duration
 	}{
-		{"seconds", 10 * time.Second, 10*time.Second + 500*time.Millisecond},
-		{"a day", 24 * time.Hour, 5*time.Minute + 500*time.Millisecond},
+		{"a second", time.Second, time.Second + 500*time.Millisecond},
+		{"seconds, spread over half as many", 10 * time.Second, 12500 * time.Millisecond},
+		{"a day", 24 * time.Hour, 5*time.Minute + 75*time.Second},
 		{"negative", -time.Hour, 500 * time.Millisecond},
 	}
 	for _, test := range tests {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/url"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,7 +23,7 @@ const (
 )
 
 // dialEdge opens the TCP connection to the edge, or one to a proxy that leads to it.
-func dialEdge(ctx context.Context, address string, via *url.URL) (net.Conn, error) {
+func dialEdge(ctx context.Context, cfg Config) (net.Conn, error) {
 	dialer := &net.Dialer{
 		Timeout:         connectTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4},
@@ -36,17 +35,10 @@ func dialEdge(ctx context.Context, address string, via *url.URL) (net.Conn, erro
 			return errors.Join(err, failed)
 		},
 	}
-	if via != nil {
-		return dialProxy(ctx, dialer, via, address)
+	if cfg.Proxy != nil {
+		return dialProxy(ctx, dialer, cfg.Proxy, cfg.Address)
 	}
-	conn, err := dialer.DialContext(ctx, "tcp", address)
-	if err == nil {
-		return conn, nil
-	}
-	if _, ok := errors.AsType[*net.DNSError](err); ok {
-		return nil, &StepError{StepDNS, fmt.Errorf("the edge's name can't be resolved: %w", err)}
-	}
-	return nil, &StepError{StepTCP, fmt.Errorf("the edge can't be reached: %w", err)}
+	return dialName(ctx, dialer, cfg)
 }
 
 // handshake logs in over conn, which it closes when that fails.

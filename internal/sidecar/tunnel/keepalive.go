@@ -18,6 +18,8 @@ const (
 	// minSession is how long a session must have lived for its end to mean something. A server that ends it at once
 	// offers none, as OpenSSH does for accounts without a shell.
 	minSession = 5 * time.Second
+	// lastWord is how long the end of a session's requests is awaited when its output has ended.
+	lastWord = time.Second
 )
 
 // keepAlive asks the edge every few seconds whether it is there, and ends the connection when it doesn't answer.
@@ -48,15 +50,36 @@ func (t *Tunnel) keepAlive() {
 	}
 }
 
+// comeBackRequest is what our edge sends in the session before it ends it: in how many seconds to come back.
+const comeBackRequest = "come-back@mysocket.io"
+
+// hearSession listens for when to come back, until the session's requests end. Nothing else that may come there matters.
+func (t *Tunnel) hearSession(requests <-chan *ssh.Request) {
+	for request := range requests {
+		var said struct{ Seconds uint32 }
+		if request.Type == comeBackRequest && ssh.Unmarshal(request.Payload, &said) == nil {
+			t.comeBack.Store(int64(time.Duration(said.Seconds) * time.Second))
+		}
+		if request.WantReply {
+			_ = request.Reply(false, nil)
+		}
+	}
+}
+
 // holdSession opens a session as the classic clients do. The edge closes it to ask for a reconnect. What it prints there is for people, and discarded.
 func (t *Tunnel) holdSession() {
+	defer close(t.session)
 	channel, requests, err := t.conn.OpenChannel("session", nil)
 	if err != nil {
 		t.logger.Debug("the edge offers no session", "err", err)
 		return
 	}
 	opened := t.cfg.Clock.Now()
-	if !t.spawn(func() { ssh.DiscardRequests(requests) }) {
+	heard := make(chan struct{})
+	if !t.spawn(func() {
+		defer close(heard)
+		t.hearSession(requests)
+	}) {
 		return
 	}
 	if !t.spawn(func() { _, _ = io.Copy(io.Discard, channel.Stderr()) }) {
@@ -81,10 +104,17 @@ func (t *Tunnel) holdSession() {
 	}
 	_, _ = io.Copy(io.Discard, channel)
 	_ = channel.Close()
+	// The edge's last word comes before the end of its requests. One that never ends them is not waited for.
+	timer := t.cfg.Clock.NewTimer(lastWord)
+	select {
+	case <-heard:
+	case <-timer.C():
+	}
+	timer.Stop()
 	if t.ctx.Err() != nil {
 		return // the whole connection has ended, which Done says
 	}
-	if lived := t.cfg.Clock.Now().Sub(opened); lived < minSession {
+	if lived := t.cfg.Clock.Now().Sub(opened); lived < minSession && t.comeBack.Load() == 0 {
 		t.logger.Debug("the edge ended the session at once; going on without", "after", lived)
 		return
 	}

@@ -44,6 +44,10 @@ type Config struct {
 	Address string
 	// Proxy is the proxy to connect through; nil for none. Package edgeproxy says which are allowed.
 	Proxy *url.URL
+	// Resolver finds the addresses of the edge's name; the machine's own when nil. Spread says which of them to go to. With a
+	// proxy neither is used: it resolves the name.
+	Resolver Resolver
+	Spread   Spread
 	// User and Signer log in; the signer normally holds a certificate.
 	User   string
 	Signer ssh.Signer
@@ -100,6 +104,9 @@ type Tunnel struct {
 	done   chan struct{}
 	leave  chan struct{} // closed when the edge asks to reconnect
 
+	session  chan struct{} // closed when the session has ended, or there is none
+	comeBack atomic.Int64  // nanoseconds after which the edge wants to see us again
+
 	mu      sync.Mutex
 	err     error
 	closed  bool
@@ -116,7 +123,10 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if cfg.DialTimeout == 0 {
 		cfg.DialTimeout = defaultDialTimeout
 	}
-	conn, err := dialEdge(ctx, cfg.Address, cfg.Proxy)
+	if cfg.Resolver == nil {
+		cfg.Resolver = net.DefaultResolver
+	}
+	conn, err := dialEdge(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -131,6 +141,8 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 		dials:  make(chan struct{}, maxDials),
 		done:   make(chan struct{}),
 		leave:  make(chan struct{}),
+
+		session: make(chan struct{}),
 	}
 	t.ctx, t.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	t.spawn(t.watch)
@@ -161,6 +173,13 @@ func (t *Tunnel) Err() error {
 
 // ReconnectAsked is closed when the edge asks, by closing the session, that the tunnel be opened anew elsewhere.
 func (t *Tunnel) ReconnectAsked() <-chan struct{} { return t.leave }
+
+// ComeBack returns after what time the edge wants to see us again; zero when it said nothing of that. It may be asked once
+// the tunnel has ended, or the edge has asked to reconnect.
+func (t *Tunnel) ComeBack() time.Duration {
+	<-t.session // what the edge said there may still be on its way to us
+	return time.Duration(t.comeBack.Load())
+}
 
 // Open returns how many visitors' connections are open, those that wait for the app included.
 func (t *Tunnel) Open() int { return t.open.value() }

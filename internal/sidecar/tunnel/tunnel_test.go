@@ -485,6 +485,51 @@ func TestTheEndOfTheSessionAsksToReconnect(t *testing.T) {
 	awaitClosed(t, tun.ReconnectAsked(), "the end of the session was not noticed")
 }
 
+// When to come back is heard whether the edge ends the session first or the connection at once, and however young the session is.
+func TestTheEdgeSaysWhenToComeBack(t *testing.T) {
+	for _, ends := range []string{"session", "connection"} {
+		t.Run(ends, func(t *testing.T) {
+			server := sshtest.Start(t)
+			tun := connect(t, config(server, sshtest.NewKey(t), listenApp(t, echo)))
+			session := server.Await(t).AwaitSession(t)
+			for _, request := range []struct {
+				name    string
+				payload []byte
+			}{{"come-back@mysocket.io", []byte{0, 0, 0, 7}}, {"come-back@mysocket.io", []byte("what?")}, {"exit-status", []byte{0, 0, 0, 0}}} {
+				if _, err := session.SendRequest(request.name, false, request.payload); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if ends == "session" {
+				_ = session.Close()
+				awaitClosed(t, tun.ReconnectAsked(), "the end of the session was not noticed")
+			} else {
+				server.CloseConnections()
+				awaitClosed(t, tun.Done(), "the end of the connection was not noticed")
+			}
+			if got := tun.ComeBack(); got != 7*time.Second {
+				t.Errorf("come back after %s, want 7s", got)
+			}
+		})
+	}
+}
+
+func TestTheEndOfTheSessionsOutputAsksToReconnect(t *testing.T) {
+	server := sshtest.Start(t)
+	clock := clocktest.New(time.Unix(1_000_000, 0))
+	cfg := config(server, sshtest.NewKey(t), listenApp(t, echo))
+	cfg.Clock = clock
+	tun := connect(t, cfg)
+	session := server.Await(t).AwaitSession(t)
+	clock.Advance(6 * time.Second)
+	clock.AwaitTimer(t, 4*time.Second) // the keepalive's
+	_ = session.CloseWrite()
+	awaitClosed(t, tun.ReconnectAsked(), "the end of the session was not noticed")
+	if got := tun.ComeBack(); got != 0 {
+		t.Errorf("come back after %s, want nothing", got)
+	}
+}
+
 // OpenSSH ends the session of an account without a shell at once. The tunnel works without.
 func TestASessionThatEndsAtOnceMeansNothing(t *testing.T) {
 	for _, fault := range []string{"refused", "ended at once"} {

@@ -1,0 +1,112 @@
+package tunnel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+const (
+	// maxAddresses bounds how many addresses of a name one attempt goes through.
+	maxAddresses = 8
+	// minShare is the least time that one address of several gets.
+	minShare = 2 * time.Second
+)
+
+// Resolver finds the addresses of the edge's name; [net.Resolver] is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// Spread says which address of an edge that has several a connection goes to, so that connections of one pod, and pods of one
+// workload, lie on distinct ones.
+type Spread struct {
+	// Turn picks the address: connections with consecutive turns have distinct ones, as far as there are.
+	Turn int
+	// IPv6 prefers IPv6 addresses to IPv4 ones. The others are only tried when the preferred can't be reached: whether a pod
+	// reaches addresses of another family than its own is not sure.
+	IPv6 bool
+}
+
+// order returns the addresses in the order in which to try them. A name server may give them in another order each time,
+// so they are sorted first.
+func (s Spread) order(found []netip.Addr) []netip.Addr {
+	var preferred, others []netip.Addr
+	for _, address := range found {
+		address = address.Unmap()
+		if address.Is6() == s.IPv6 {
+			preferred = append(preferred, address)
+		} else {
+			others = append(others, address)
+		}
+	}
+	ordered := append(turned(preferred, s.Turn), turned(others, s.Turn)...)
+	return ordered[:min(len(ordered), maxAddresses)]
+}
+
+// turned sorts the list, drops what is in it twice and begins it with the element whose turn it is.
+func turned(list []netip.Addr, turn int) []netip.Addr {
+	slices.SortFunc(list, netip.Addr.Compare)
+	list = slices.Compact(list)
+	if len(list) == 0 {
+		return nil
+	}
+	at := (turn%len(list) + len(list)) % len(list)
+	return slices.Concat(list[at:], list[:at])
+}
+
+// dialName connects to the edge at host:port. Its name is resolved once; an address that can't be reached costs only its
+// share of the time.
+func dialName(ctx context.Context, dialer *net.Dialer, cfg Config) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(cfg.Address)
+	if err != nil {
+		return nil, &StepError{StepDNS, fmt.Errorf("the edge's address is no host:port: %w", err)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	addresses, err := lookup(ctx, cfg, host)
+	if err != nil {
+		return nil, &StepError{StepDNS, fmt.Errorf("the edge's name can't be resolved: %w", err)}
+	}
+	var failed []error
+	for i, address := range addresses {
+		conn, err := dialOne(ctx, dialer, net.JoinHostPort(address.String(), port), len(addresses)-i)
+		if err == nil {
+			return conn, nil
+		}
+		failed = append(failed, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, &StepError{StepTCP, fmt.Errorf("the edge can't be reached: %w", errors.Join(failed...))}
+}
+
+func lookup(ctx context.Context, cfg Config, host string) ([]netip.Addr, error) {
+	if address, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{address}, nil
+	}
+	found, err := cfg.Resolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s has no addresses", host)
+	}
+	return cfg.Spread.order(found), nil
+}
+
+// dialOne connects to one address, with what is left of the time shared with those that come after it.
+func dialOne(ctx context.Context, dialer *net.Dialer, address string, left int) (net.Conn, error) {
+	if deadline, ok := ctx.Deadline(); ok && left > 1 {
+		share := max(time.Until(deadline)/time.Duration(left), minShare)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, share)
+		defer cancel()
+	}
+	return dialer.DialContext(ctx, "tcp", address)
+}
