@@ -39,7 +39,7 @@ func parseCleanup(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.apiURL, "mysocket-api", "https://api.mysocket.io", "base URL of the Mysocket API; https only")
 	f.StringVar(&o.apiCAFile, "mysocket-ca", "", "file with PEM certificates to trust for the API beside the system's; may be empty")
 	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password, or token")
-	f.StringVar(&o.clusterName, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
+	f.StringVar(&o.names.Cluster, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
 	f.DurationVar(&o.patience, "patience", 90*time.Second, "how long Mysocket may take; what it has not taken back then is let go and stays there")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -55,8 +55,8 @@ func parseCleanup(args []string, getenv func(string) string, stderr io.Writer) (
 		return nil, errors.New("--deployment is missing")
 	case o.webhookConfiguration == "":
 		return nil, errors.New("--webhook-configuration is missing")
-	case !clusterNamePattern.MatchString(o.clusterName):
-		return nil, fmt.Errorf("--cluster-name %q: allowed are up to 63 letters, digits and dashes, beginning and ending with a letter or digit", o.clusterName)
+	case !clusterNamePattern.MatchString(o.names.Cluster):
+		return nil, fmt.Errorf("--cluster-name %q: allowed are up to 63 letters, digits and dashes, beginning and ending with a letter or digit", o.names.Cluster)
 	case o.patience <= 0:
 		return nil, fmt.Errorf("--patience %s: it must be longer than zero", o.patience)
 	}
@@ -105,7 +105,7 @@ func cleanup(ctx context.Context, o *cleanupOptions) error {
 		Events:               &controller.DirectEvents{Client: live, Log: log, Instance: instance},
 		Log:                  log,
 		Namespace:            o.namespace,
-		Cluster:              o.clusterName,
+		Cluster:              o.names.Cluster,
 		Deployment:           o.deployment,
 		WebhookConfiguration: o.webhookConfiguration,
 		Patience:             o.patience,

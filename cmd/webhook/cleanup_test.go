@@ -14,7 +14,7 @@ func TestCleanupOptions(t *testing.T) {
 		return parseCleanup(append([]string{"--namespace=mysocket-system", "--deployment=mysocket-injector", "--webhook-configuration=x"}, args...), noEnv, &bytes.Buffer{})
 	}
 	o, err := parse("--cluster-name=north", "--patience=2m", "--log-format=json")
-	if err != nil || o.namespace != "mysocket-system" || o.deployment != "mysocket-injector" || o.clusterName != "north" || o.patience != 2*time.Minute ||
+	if err != nil || o.namespace != "mysocket-system" || o.deployment != "mysocket-injector" || o.names.Cluster != "north" || o.patience != 2*time.Minute ||
 		o.accountDir != "/etc/mysocket/account" || o.logFormat != "json" {
 		t.Errorf("options %+v, %v", o, err)
 	}

@@ -22,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/mysocketio/mysocket-injector/internal/annotations"
 	"github.com/mysocketio/mysocket-injector/internal/certs"
 	"github.com/mysocketio/mysocket-injector/internal/inject"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
@@ -37,7 +38,7 @@ type options struct {
 	sshAddress   string
 	hostKeysFile string
 	accountDir   string
-	clusterName  string
+	names        annotations.Names
 
 	webhookConfiguration string
 	webhookService       string
@@ -88,7 +89,8 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	f.StringVar(&o.sshAddress, "mysocket-ssh", "ssh.mysocket.io:22", "the edge's SSH server, host:port, as pods reach it")
 	f.StringVar(&o.hostKeysFile, "mysocket-ssh-host-keys", "", "file with the edge's SSH host keys, one a line in authorized_keys form; when it is not given or holds none, the key that the API gives is used")
 	f.StringVar(&o.accountDir, "account-dir", "/etc/mysocket/account", "directory with the files email and password, or token; a change is noticed at the next request")
-	f.StringVar(&o.clusterName, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
+	f.StringVar(&o.names.Cluster, "cluster-name", "", "this cluster's name in socket names; letters, digits and dashes")
+	f.Func("socket-name", "NAME=NAMESPACE[,NAMESPACE...]: a socket name that Services of these namespaces may ask for; may be given many times", o.allowName)
 	f.StringVar(&o.webhookConfiguration, "webhook-configuration", "", "name of the MutatingWebhookConfiguration and of the ValidatingWebhookConfiguration, which get our CA")
 	f.StringVar(&o.webhookService, "webhook-service", "mysocket-injector-webhook", "name of the Service in front of the webhook")
 	f.StringVar(&o.gatewayService, "gateway-service", "mysocket-injector-gateway", "name of the Service in front of the gateway, on port 443")
@@ -137,8 +139,8 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 	if n, portErr := strconv.ParseUint(port, 10, 16); err != nil || host == "" || portErr != nil || n == 0 {
 		return nil, fmt.Errorf("--mysocket-ssh %q is not host:port", o.sshAddress)
 	}
-	if !clusterNamePattern.MatchString(o.clusterName) {
-		return nil, fmt.Errorf("--cluster-name %q: allowed are up to 63 letters, digits and dashes, beginning and ending with a letter or digit", o.clusterName)
+	if !clusterNamePattern.MatchString(o.names.Cluster) {
+		return nil, fmt.Errorf("--cluster-name %q: allowed are up to 63 letters, digits and dashes, beginning and ending with a letter or digit", o.names.Cluster)
 	}
 	for _, p := range []struct {
 		flag       string
@@ -200,6 +202,31 @@ func parseOptions(args []string, getenv func(string) string, stderr io.Writer) (
 		return nil, err
 	}
 	return o, nil
+}
+
+// allowName takes one --socket-name.
+func (o *options) allowName(value string) error {
+	name, list, ok := strings.Cut(value, "=")
+	if !ok {
+		return errors.New("it must be NAME=NAMESPACE[,NAMESPACE...]")
+	}
+	if err := annotations.CheckSocketName(name); err != nil {
+		return err
+	}
+	if _, again := o.names.Allowed[name]; again {
+		return fmt.Errorf("the name %q is given twice", name)
+	}
+	namespaces := strings.Split(list, ",")
+	for _, ns := range namespaces {
+		if problems := validation.IsDNS1123Label(ns); len(problems) > 0 {
+			return fmt.Errorf("namespace %q: %s", ns, problems[0])
+		}
+	}
+	if o.names.Allowed == nil {
+		o.names.Allowed = map[string][]string{}
+	}
+	o.names.Allowed[name] = namespaces
+	return nil
 }
 
 // setLogging checks and sets the level, and checks the format.

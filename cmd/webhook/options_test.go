@@ -65,6 +65,10 @@ func TestOptionsHaveDefaults(t *testing.T) {
 		o.sidecar.AdminPort != 14180 || o.sidecar.Resources.Limits.Memory().String() != "256Mi" || o.sidecar.Resources.Requests.Cpu().String() != "10m" {
 		t.Errorf("sidecar %+v", o.sidecar)
 	}
+	if o, err = parse(t, "--socket-name=shop=shop,shop-eu", "--socket-name=pay=shop"); err != nil || len(o.names.Allowed) != 2 ||
+		!slices.Equal(o.names.Allowed["shop"], []string{"shop", "shop-eu"}) || !slices.Equal(o.names.Allowed["pay"], []string{"shop"}) {
+		t.Errorf("names %+v, %v", o, err)
+	}
 	o, err = parseOptions([]string{"--webhook-configuration=x", "--sidecar-image=x"}, func(name string) string {
 		if name != "POD_NAMESPACE" {
 			t.Errorf("reads %s", name)
@@ -96,6 +100,11 @@ func TestOptionsSayWhatIsWrong(t *testing.T) {
 		{"cluster name", []string{"--cluster-name=a b"}, `--cluster-name "a b": allowed are up to 63 letters, digits and dashes`},
 		{"cluster name that ends in a dash", []string{"--cluster-name=a-"}, `--cluster-name "a-": allowed`},
 		{"cluster name that is long", []string{"--cluster-name=" + strings.Repeat("a", 64)}, "allowed are up to 63"},
+		{"socket name alone", []string{"--socket-name=shop"}, "it must be NAME=NAMESPACE[,NAMESPACE...]"},
+		{"socket name that is made for Services", []string{"--socket-name=k8s-shop=shop"}, `socket name "k8s-shop": k8s and what begins with`},
+		{"socket name without a namespace", []string{"--socket-name=shop="}, `namespace "": `},
+		{"socket name with a namespace that is none", []string{"--socket-name=shop=shop,Shop"}, `namespace "Shop": `},
+		{"socket name twice", []string{"--socket-name=shop=a", "--socket-name=shop=b"}, `the name "shop" is given twice`},
 		{"webhook port", []string{"--webhook-port=0"}, "--webhook-port 0: allowed are 1 to 65535"},
 		{"gateway port", []string{"--gateway-port=65536"}, "--gateway-port 65536: allowed are 1 to 65535"},
 		{"one port for two", []string{"--gateway-port=10250"}, "--webhook-port and --gateway-port are both 10250; they must differ"},

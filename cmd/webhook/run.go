@@ -111,11 +111,11 @@ func run(ctx context.Context, o *options) error {
 	if err := addAdmission(ctx, mgr, live, o, log); err != nil {
 		return err
 	}
-	sweeper := &controller.Sweeper{Client: mgr.GetClient(), Live: live, API: api, Cluster: o.clusterName, Now: time.Now}
+	sweeper := &controller.Sweeper{Client: mgr.GetClient(), Live: live, API: api, Names: o.names, Now: time.Now}
 	if err := addGateway(ctx, mgr, live, api, certificates, serving, sweeper.Wake, o, log); err != nil {
 		return err
 	}
-	if err := addControllers(mgr, live, api, certificates, o); err != nil {
+	if err := addControllers(mgr, live, api, certificates, sweeper.Wake, o); err != nil {
 		return err
 	}
 	for _, r := range []manager.Runnable{certificates, certificates.Leader(), sweeper} {
@@ -203,11 +203,11 @@ func addAdmission(ctx context.Context, mgr manager.Manager, live client.Client, 
 		return err
 	}
 	validator, err := admission.NewServiceValidator(admission.ValidatorOptions{
-		Cluster:     mgr.GetClient(),
-		Namespace:   o.namespace,
-		ClusterName: o.clusterName,
-		Log:         log.With("component", "admission"),
-		Registerer:  metrics.Registry,
+		Cluster:    mgr.GetClient(),
+		Namespace:  o.namespace,
+		Names:      o.names,
+		Log:        log.With("component", "admission"),
+		Registerer: metrics.Registry,
 	})
 	if err != nil {
 		return err
@@ -235,7 +235,7 @@ func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, ap
 		Reviews:      reviews,
 		API:          api,
 		Changes:      changes,
-		Cluster:      o.clusterName,
+		Names:        o.names,
 		LeftOver:     leftOver,
 		EdgeAddress:  o.sshAddress,
 		EdgeHostKeys: o.hostKeys,
@@ -257,7 +257,7 @@ func addGateway(ctx context.Context, mgr manager.Manager, live client.Client, ap
 	}))
 }
 
-func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Client, certificates *certs.Manager, o *options) error {
+func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Client, certificates *certs.Manager, leftOver func(), o *options) error {
 	sidecar := o.sidecar.Prepared() // asked about for every pod
 	outdated := func(pod *corev1.Pod) bool { return !inject.IsCurrent(pod, sidecar) }
 	rollout := &controller.RolloutReconciler{
@@ -265,7 +265,7 @@ func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Clien
 		Live:           live,
 		Events:         mgr.GetEventRecorder("mysocket-injector"),
 		Namespace:      o.namespace,
-		Cluster:        o.clusterName,
+		Names:          o.names,
 		MaxConcurrent:  o.rolloutMaxConcurrent,
 		SidecarHash:    o.sidecar.Hash(),
 		AdmissionReady: admissionReady(live, certificates.Published, o.namespace, o.webhookService, time.Now),
@@ -280,7 +280,8 @@ func addControllers(mgr manager.Manager, live client.Client, api *mysocket.Clien
 			API:       api,
 			Events:    mgr.GetEventRecorder("mysocket-injector"),
 			Namespace: o.namespace,
-			Cluster:   o.clusterName,
+			Names:     o.names,
+			LeftOver:  leftOver,
 			Secrets:   live,
 			Outdated:  outdated,
 		},

@@ -34,8 +34,8 @@ type ValidatorOptions struct {
 	Cluster client.Reader
 	// Namespace is the control plane's own.
 	Namespace string
-	// ClusterName is the cluster's name in socket names; may be empty.
-	ClusterName string
+	// Names is what the sockets of Services are called, and who may ask for which name.
+	Names annotations.Names
 	// Log may be nil, for none.
 	Log *slog.Logger
 	// Registerer takes the metrics, as controller-runtime's metrics.Registry.
@@ -54,12 +54,12 @@ type ValidatorOptions struct {
 //	leaves a problem that is there as it is                      allowed, with a warning
 //	leaves all right                                             allowed, with warnings of what follows
 type ServiceValidator struct {
-	cluster     client.Reader
-	namespace   string
-	clusterName string
-	decoder     admission.Decoder
-	metrics     *serviceMetrics
-	log         *slog.Logger
+	cluster   client.Reader
+	namespace string
+	names     annotations.Names
+	decoder   admission.Decoder
+	metrics   *serviceMetrics
+	log       *slog.Logger
 }
 
 var _ admission.Handler = (*ServiceValidator)(nil)
@@ -83,7 +83,7 @@ func NewServiceValidator(o ValidatorOptions) (*ServiceValidator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("service validator: %w", err)
 	}
-	return &ServiceValidator{cluster: o.Cluster, namespace: o.Namespace, clusterName: o.ClusterName, decoder: decoder, metrics: m, log: o.Log}, nil
+	return &ServiceValidator{cluster: o.Cluster, namespace: o.Namespace, names: o.Names, decoder: decoder, metrics: m, log: o.Log}, nil
 }
 
 // verdict is all that is known about the admission of one Service once it is decided.
@@ -150,7 +150,7 @@ func (s *ServiceValidator) decide(ctx context.Context, req admission.Request) (v
 	if !annotations.IsOurs(svc) {
 		return s.off(c, "")
 	}
-	spec, err := annotations.Parse(svc, s.clusterName)
+	spec, err := annotations.Parse(svc, s.names)
 	var problem *annotations.Problem
 	if err != nil && !errors.As(err, &problem) {
 		return verdict{result: resultFailed, reason: string(reasonInternal), err: err}
@@ -186,7 +186,7 @@ func (s *ServiceValidator) off(c change, problem string) verdict {
 }
 
 func (s *ServiceValidator) wasWrong(was *corev1.Service) bool {
-	_, err := annotations.Parse(was, s.clusterName)
+	_, err := annotations.Parse(was, s.names)
 	return annotations.IsOurs(was) && err != nil
 }
 

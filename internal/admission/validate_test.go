@@ -496,7 +496,7 @@ func FuzzServiceReview(f *testing.F) {
 		if was == nil {
 			was = &corev1.Service{}
 		}
-		_, err := annotations.Parse(is, "")
+		_, err := annotations.Parse(is, annotations.Names{})
 		if !annotations.IsOurs(is) || is.DeletionTimestamp != nil || err == nil || response.Result == nil || response.Result.Message != err.Error() {
 			t.Errorf("refused with %+v; it says %v", response.Result, err)
 		}

@@ -29,6 +29,7 @@ const (
 	ProxyProtocol        = Prefix + "proxy-protocol"
 	RolloutMode          = Prefix + "rollout"
 	DeletionPolicy       = Prefix + "deletion-policy"
+	SocketName           = Prefix + "socket-name"
 )
 
 // Annotations that the service controller writes back on a Service.
@@ -95,7 +96,7 @@ const (
 const MaxConnections = 4
 
 var (
-	userAnnotations = []string{Enabled, Type, Port, ProtectedSecret, AllowedEmails, AllowedEmailDomains, UpstreamType, UpstreamHTTPHostname, Connections, ProxyProtocol, RolloutMode, DeletionPolicy}
+	userAnnotations = []string{Enabled, Type, Port, SocketName, ProtectedSecret, AllowedEmails, AllowedEmailDomains, UpstreamType, UpstreamHTTPHostname, Connections, ProxyProtocol, RolloutMode, DeletionPolicy}
 	ownAnnotations  = []string{SocketID, DNSName, URL, Applied}
 )
 
@@ -104,7 +105,8 @@ func Own() []string { return slices.Clone(ownAnnotations) }
 
 // Spec is what a user asked for with a Service's annotations, with defaults filled in.
 type Spec struct {
-	// SocketName is the name of the Mysocket socket: "k8s <namespace>.<service>", or "k8s <cluster> <namespace>.<service>".
+	// SocketName is the name of the Mysocket socket: "k8s <namespace>.<service>", "k8s <cluster> <namespace>.<service>", or
+	// one that the Service asks for and may have.
 	SocketName string
 	// SocketType is one of http, https, tcp, tls.
 	SocketType string
@@ -170,19 +172,11 @@ func HasClass(svc *corev1.Service) bool {
 // IsWrittenByUs tells whether an annotation is one that the service controller writes.
 func IsWrittenByUs(annotation string) bool { return slices.Contains(ownAnnotations, annotation) }
 
-// SocketName returns the name of the socket of a Service. cluster may be empty.
-func SocketName(cluster, namespace, name string) string {
-	if cluster != "" {
-		cluster += " "
-	}
-	return "k8s " + cluster + namespace + "." + name
-}
-
-// Parse validates a Service that [IsOurs]. cluster is the configured name of this cluster and may be empty. The error
-// is always a *Problem, the first in the order in which a user would mend them.
-func Parse(svc *corev1.Service, cluster string) (Spec, error) {
+// Parse validates a Service that [IsOurs]. names is the operator's configuration. The error is always a *Problem, the first
+// in the order in which a user would mend them.
+func Parse(svc *corev1.Service, names Names) (Spec, error) {
 	a := svc.Annotations
-	spec := Spec{SocketName: SocketName(cluster, svc.Namespace, svc.Name), PublishNotReady: svc.Spec.PublishNotReadyAddresses}
+	spec := Spec{PublishNotReady: svc.Spec.PublishNotReadyAddresses}
 	if v, set := a[Enabled]; v != "true" && v != "false" && (set || !HasClass(svc)) {
 		return Spec{}, wrong(Enabled, v, `"true" or "false"`)
 	}
@@ -208,6 +202,10 @@ func Parse(svc *corev1.Service, cluster string) (Spec, error) {
 			return Spec{}, wrong(f.annotation, v, strings.Join(f.allowed, ", "))
 		}
 		*f.into = v
+	}
+	var err error
+	if spec.SocketName, err = names.Of(svc); err != nil {
+		return Spec{}, err
 	}
 	if err := spec.parseSettings(a); err != nil {
 		return Spec{}, err

@@ -39,7 +39,7 @@ func ports(list ...corev1.ServicePort) func(*corev1.Service) {
 }
 
 func TestParseFillsInDefaults(t *testing.T) {
-	got, err := Parse(service(), "")
+	got, err := Parse(service(), Names{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestParseTakesWhatIsAsked(t *testing.T) {
 	svc := service(with(Type, "tcp"), with(Port, "admin"), with(Connections, "4"), with(ProxyProtocol, "v2"), with(RolloutMode, "never"), with(DeletionPolicy, "retain"),
 		with(SocketID, "an id"), with(DNSName, "a name"), with(URL, "a URL"),
 		func(svc *corev1.Service) { svc.Spec.PublishNotReadyAddresses = true })
-	got, err := Parse(svc, "north")
+	got, err := Parse(svc, Names{Cluster: "north"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestParseAcceptsEveryAllowedValue(t *testing.T) {
 		DeletionPolicy: {"delete", "retain"},
 	} {
 		for _, value := range values {
-			if _, err := Parse(service(with(annotation, value)), ""); err != nil {
+			if _, err := Parse(service(with(annotation, value)), Names{}); err != nil {
 				t.Errorf("%s=%s: %v", annotation, value, err)
 			}
 		}
@@ -88,7 +88,7 @@ func TestParseAcceptsEveryAllowedValue(t *testing.T) {
 }
 
 // known is what a sentence about an unknown annotation ends with.
-const known = "mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/protected-secret, mysocket.io/allowed-emails, mysocket.io/allowed-email-domains, " +
+const known = "mysocket.io/enabled, mysocket.io/type, mysocket.io/port, mysocket.io/socket-name, mysocket.io/protected-secret, mysocket.io/allowed-emails, mysocket.io/allowed-email-domains, " +
 	"mysocket.io/upstream-type, mysocket.io/upstream-http-hostname, mysocket.io/connections, mysocket.io/proxy-protocol, mysocket.io/rollout, mysocket.io/deletion-policy"
 
 func TestParseSaysWhatIsWrong(t *testing.T) {
@@ -160,7 +160,7 @@ func TestParseSaysWhatIsWrong(t *testing.T) {
 			"the Service has no selector, so there are no pods to put a tunnel into; set spec.selector"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			spec, err := Parse(tc.svc, "")
+			spec, err := Parse(tc.svc, Names{})
 			var p *Problem
 			if !errors.As(err, &p) {
 				t.Fatalf("got %v, want a *Problem", err)
@@ -183,7 +183,7 @@ func TestParseFindsTheTCPPort(t *testing.T) {
 		"of a number that UDP has, too": service(ports(udp, tcp), with(Port, "53")),
 		"by name":                       service(ports(udp, tcp), with(Port, "dns-tcp")),
 	} {
-		if got, err := Parse(svc, ""); err != nil || got.ServicePort != tcp {
+		if got, err := Parse(svc, Names{}); err != nil || got.ServicePort != tcp {
 			t.Errorf("%s: got %+v, %v", name, got.ServicePort, err)
 		}
 	}
@@ -218,7 +218,7 @@ func TestIsEnabledAndIsOurs(t *testing.T) {
 		if IsEnabled(tc.svc) != tc.enabled || IsOurs(tc.svc) != tc.ours {
 			t.Errorf("%s: IsEnabled %v, IsOurs %v", name, IsEnabled(tc.svc), IsOurs(tc.svc))
 		}
-		if _, err := Parse(tc.svc, ""); tc.enabled && err != nil {
+		if _, err := Parse(tc.svc, Names{}); tc.enabled && err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -239,7 +239,7 @@ func TestSocketNamesAreOneToOne(t *testing.T) {
 	for _, k := range [][3]string{
 		{"", "shop", "web"}, {"north", "shop", "web"}, {"shop", "web", "web"}, {"", "north", "web"}, {"north", "web", "shop"},
 	} {
-		name := SocketName(k[0], k[1], k[2])
+		name := DefaultSocketName(k[0], k[1], k[2])
 		if other, ok := seen[name]; ok {
 			t.Errorf("%v and %v are both %q", other, k, name)
 		}
@@ -322,7 +322,7 @@ func FuzzParse(f *testing.F) {
 		if selector != "" {
 			svc.Spec.Selector[selector] = "x"
 		}
-		spec, err := Parse(svc, cluster)
+		spec, err := Parse(svc, Names{Cluster: cluster})
 		if err != nil {
 			p, ok := err.(*Problem) //nolint:errorlint // never wrapped: that is the promise
 			if !ok || p.Message == "" || !slices.Contains([]string{ReasonInvalidAnnotation, ReasonPortNotFound, ReasonNoSelector}, p.Reason) {
@@ -335,7 +335,7 @@ func FuzzParse(f *testing.F) {
 			!slices.Contains([]string{PolicyDelete, PolicyRetain}, spec.DeletionPolicy) ||
 			spec.Connections < 1 || spec.Connections > MaxConnections || spec.ProxyProtocol != proxy || !slices.Contains([]string{ProxyV1, ProxyV2}, proxy) ||
 			spec.ServicePort != svc.Spec.Ports[0] || protocol != "" && protocol != "TCP" ||
-			selector == "" || spec.SocketName != SocketName(cluster, "shop", "web") {
+			selector == "" || spec.SocketName != DefaultSocketName(cluster, "shop", "web") {
 			t.Fatalf("accepted %+v of %+v", spec, svc)
 		}
 	})

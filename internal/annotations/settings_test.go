@@ -24,7 +24,7 @@ func TestParseSettings(t *testing.T) {
 		{"upstream of an https socket", service(with(Type, "https"), with(UpstreamHTTPHostname, "shop")), Spec{UpstreamHostname: "shop"}},
 		{"access to a tcp socket is the edge's to decide", service(with(Type, "tcp"), with(AllowedEmails, "a@b")), Spec{AllowedEmails: "a@b"}},
 	} {
-		got, err := Parse(tc.svc, "")
+		got, err := Parse(tc.svc, Names{})
 		if err != nil {
 			t.Errorf("%s: %v", tc.name, err)
 			continue
@@ -58,7 +58,7 @@ func TestParseSettingsSaysWhatIsWrong(t *testing.T) {
 		{"upstream URL", service(with(UpstreamHTTPHostname, "http://a")), `annotation mysocket.io/upstream-http-hostname has the value "http://a"; allowed: a host name such as shop.example.com, with :port if need be`},
 		{"upstream of a tcp socket", service(with(Type, "tcp"), with(UpstreamType, "http")), `annotation mysocket.io/upstream-type is for sockets of the types http and https; this one is tcp (annotation mysocket.io/type)`},
 	} {
-		_, err := Parse(tc.svc, "")
+		_, err := Parse(tc.svc, Names{})
 		var p *Problem
 		if !errors.As(err, &p) || p.Reason != ReasonInvalidAnnotation || p.Message != tc.message {
 			t.Errorf("%s: got  %v\nwant %s", tc.name, err, tc.message)
@@ -85,7 +85,7 @@ func TestGuarded(t *testing.T) {
 		{"two guards in force", service(emails, with(ProtectedSecret, "x"), with(Applied, "access,protection")), true},
 		{"upstream is no guard", service(with(UpstreamType, "https")), true},
 	} {
-		spec, err := Parse(tc.svc, "")
+		spec, err := Parse(tc.svc, Names{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +116,7 @@ func FuzzParseSettings(f *testing.F) {
 	f.Add("\xff@\x00", strings.Repeat("a.", 200), "HTTP", "[::1]:80")
 	f.Fuzz(func(t *testing.T, emails, domains, upstream, host string) {
 		svc := service(with(AllowedEmails, emails), with(AllowedEmailDomains, domains), with(UpstreamType, upstream), with(UpstreamHTTPHostname, host))
-		spec, err := Parse(svc, "")
+		spec, err := Parse(svc, Names{})
 		if err != nil {
 			if p, ok := err.(*Problem); !ok || p.Message == "" || len(p.Message) > 600 { //nolint:errorlint // never wrapped: that is the promise
 				t.Fatalf("error %#v", err)

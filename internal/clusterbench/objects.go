@@ -142,7 +142,7 @@ func (l *lab) connect(ctx context.Context, pod *corev1.Pod, service, socket stri
 			Namespace: pod.Namespace, Name: pod.Name + "-4f6a5db900", Finalizers: []string{annotations.Finalizer},
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: pod.Name, UID: pod.UID}},
 		},
-		Spec: v1alpha1.TunnelSpec{PodName: pod.Name, ServiceName: service, SocketID: socket, SocketName: annotations.SocketName("", pod.Namespace, service)},
+		Spec: v1alpha1.TunnelSpec{PodName: pod.Name, ServiceName: service, SocketID: socket, SocketName: annotations.DefaultSocketName("", pod.Namespace, service)},
 	}
 	if err := l.Create(ctx, t); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,8 @@ type Cleanup struct {
 	API    MysocketAPI
 	Events events.EventRecorder
 	Log    *slog.Logger
-	// Namespace is the control plane's own, Cluster the cluster's name in socket names.
+	// Namespace is the control plane's own, Cluster the cluster's name in socket names. Who may use which other name does not
+	// matter here: what is whose at Mysocket is said there.
 	Namespace, Cluster string
 	// Deployment and WebhookConfiguration are the names of what is stopped first.
 	Deployment, WebhookConfiguration string
@@ -112,7 +114,7 @@ func (c *Cleanup) stop(ctx context.Context) error {
 }
 
 func (c *Cleanup) release(ctx context.Context) error {
-	services := &ServiceReconciler{Client: c.Client, API: c.API, Events: c.Events, Namespace: c.Namespace, Cluster: c.Cluster}
+	services := &ServiceReconciler{Client: c.Client, API: c.API, Events: c.Events, Namespace: c.Namespace, Names: annotations.Names{Cluster: c.Cluster}}
 	tunnels := &TunnelReconciler{Client: c.Client, API: c.API}
 	var left []client.Object
 	var failure error // of the last round
@@ -190,7 +192,7 @@ func (c *Cleanup) letGo(ctx context.Context, services *ServiceReconciler, o clie
 		if !controllerutil.ContainsFinalizer(o, annotations.Finalizer) {
 			return services.clearConditions(ctx, o)
 		}
-		name := annotations.SocketName(c.Cluster, o.Namespace, o.Name)
+		name := cmp.Or(o.Annotations[annotations.SocketName], annotations.DefaultSocketName(c.Cluster, o.Namespace, o.Name))
 		why := "it was not asked in time"
 		if cond := apimeta.FindStatusCondition(o.Status.Conditions, annotations.SocketReady); cond != nil && cond.Reason != reasonReady {
 			why = cond.Message

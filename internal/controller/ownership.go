@@ -62,8 +62,43 @@ func ownerOf(ctx context.Context, reader client.Reader, svc *corev1.Service) (ow
 	return owner{id, svc.Namespace, svc.Name}, err
 }
 
+// claimValue is the value of an owner's tag: its deletion policy and, as long as it uses the socket, the digest of the
+// settings that it asks for.
+func claimValue(policy, settings string) string { return policy + " " + settings }
+
+func claimOf(spec annotations.Spec, want wanted) string {
+	return claimValue(spec.DeletionPolicy, want.settings())
+}
+
 // ownersOf reads the owners that a socket names, each with its deletion policy.
 func ownersOf(s mysocket.Socket) map[owner]string {
+	var out map[owner]string
+	for o, value := range claimsOf(s) {
+		if out == nil {
+			out = map[owner]string{}
+		}
+		out[o], _, _ = strings.Cut(value, " ")
+	}
+	return out
+}
+
+// othersOf reads who else uses a socket, each with the digest of what it asks for. Not among them is who has left and wants
+// the socket kept.
+func othersOf(s mysocket.Socket, me owner) map[owner]string {
+	var out map[owner]string
+	for o, value := range claimsOf(s) {
+		if _, settings, uses := strings.Cut(value, " "); uses && o != me {
+			if out == nil {
+				out = map[owner]string{}
+			}
+			out[o] = settings
+		}
+	}
+	return out
+}
+
+// claimsOf reads the owners that a socket names, each with the value of its tag.
+func claimsOf(s mysocket.Socket) map[owner]string {
 	var out map[owner]string
 	for tag, policy := range s.Tags {
 		rest, ok := strings.CutPrefix(tag, ownerPrefix)
@@ -109,6 +144,8 @@ func (u *untagged) add(id string) {
 //	names others, too                       the Service's tag removed   kept, and says so
 //	names others alone                      left alone                  left alone
 //	is a second one of its name             deleted, or the tag removed, whatever the policy: its public name was never told
+//	names nobody, and the Service asked     kept, and says so           kept, and says so
+//	  for its name
 //
 // Of a socket that says already that it is to be kept, Mysocket is not asked.
 func (r *ServiceReconciler) releaseSockets(ctx context.Context, svc *corev1.Service) error {
@@ -124,16 +161,24 @@ func (r *ServiceReconciler) releaseSockets(ctx context.Context, svc *corev1.Serv
 	if err != nil {
 		return err
 	}
-	chosen, found := choose(all, svc, me, annotations.SocketName(r.Cluster, svc.Namespace, svc.Name))
+	// A name that the Service asks for and may not have is nobody's; what the Service owns of other names is found by tags.
+	name, _ := r.Names.Of(svc)
+	_, named := svc.Annotations[annotations.SocketName]
+	chosen, found := choose(all, svc, me, name)
 	for _, s := range all {
 		owners := ownersOf(s)
 		used := found && s.ID == chosen.ID
-		was, mine := owners[me]
+		_, mine := owners[me]
 		if !mine && (!used || len(owners) > 0) {
 			continue
 		}
+		if !mine && named {
+			// The API keeps no tags, so others may use it just as well.
+			r.tellReleased(ctx, svc, "SocketRetained", "the public name %s was kept: %s gave the socket its name, and Mysocket does not say who else uses it", s.DNSName, annotations.SocketName)
+			continue
+		}
 		if policy == annotations.PolicyRetain && (used || s.Name != chosen.Name) {
-			if mine && was != policy {
+			if mine && s.Tags[me.tag()] != policy { // without what it asked for: it uses the socket no more
 				s.Tags = me.claim(s, policy)
 				if _, err := r.API.UpdateSocket(ctx, s); err != nil {
 					return err
@@ -152,7 +197,7 @@ func (r *ServiceReconciler) releaseSockets(ctx context.Context, svc *corev1.Serv
 			continue
 		}
 		log.Info("socket deleted")
-		if used {
+		if used || s.ID == svc.Annotations[annotations.SocketID] {
 			r.tellReleased(ctx, svc, "SocketDeleted", "the public name %s was deleted", s.DNSName)
 		}
 	}

@@ -65,8 +65,8 @@ type RolloutReconciler struct {
 	Events events.EventRecorder
 	// Namespace is the control plane's own.
 	Namespace string
-	// Cluster is the cluster's name in socket names; may be empty.
-	Cluster string
+	// Names is what the sockets of Services are called.
+	Names annotations.Names
 	// MaxConcurrent is how many workloads may be on their way at once. Zero means one.
 	MaxConcurrent int
 	// Outdated tells whether a pod's sidecar is not the one that would be injected today. Nil: such pods are left alone.
@@ -155,7 +155,7 @@ func (r *RolloutReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		delete(r.said, req.NamespacedName)
 		return reconcile.Result{}, nil
 	}
-	spec, err := annotations.Parse(svc, r.Cluster)
+	spec, err := annotations.Parse(svc, r.Names)
 	if err != nil {
 		return reconcile.Result{}, nil //nolint:nilerr // an edit is an event; the condition says the rest
 	}

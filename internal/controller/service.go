@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -34,6 +35,7 @@ const (
 	reasonAPIFailed     = "APIUnavailable"
 	reasonDeleteFailed  = "SocketNotDeleted"
 	reasonSecret        = "ProtectedSecretUnavailable"
+	reasonNotAgreed     = "SharedSettingsDiffer"
 )
 
 // ServiceReconciler gives an enabled Service its socket, and takes it away again:
@@ -44,6 +46,7 @@ const (
 //	enabled, valid, its Secret can't be used  SocketReady=False with the reason; nothing is made, and what is open is not served
 //	enabled, valid, no socket of its name     finalizer first, then the socket is created
 //	enabled, valid, socket of its name        adopted (finalizer first); new settings are asked for, which the edge may refuse
+//	  that others use, with other settings    SocketReady=False with the reason; the socket stays as it is (see agree)
 //	  a guard that is asked for is missing    noted before anything else, and no pod serves it until the edge has the guard
 //	not enabled (or deleted), with finalizer  Tunnels deleted, socket deleted or retained, our annotations, conditions, finalizer removed
 //
@@ -53,9 +56,12 @@ type ServiceReconciler struct {
 	Client client.Client
 	API    MysocketAPI
 	Events events.EventRecorder
-	// Namespace is the control plane's own; Cluster the cluster's name in socket names, which may be empty.
+	// Namespace is the control plane's own.
 	Namespace string
-	Cluster   string
+	// Names is what the sockets of Services are called, and who may ask for which name.
+	Names annotations.Names
+	// LeftOver is told when a Service has gone over to another socket; may be nil.
+	LeftOver func()
 	// Outdated tells whether a pod's sidecar is not the one that would be injected today.
 	Outdated func(*corev1.Pod) bool
 	// Secrets reads the Secrets that Services name, without a cache: the control plane may read them only in some namespaces.
@@ -103,7 +109,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		r.forget(req.NamespacedName)
 		return r.release(ctx, svc)
 	}
-	spec, err := annotations.Parse(svc, r.Cluster)
+	spec, err := annotations.Parse(svc, r.Names)
 	if err != nil {
 		return r.invalid(ctx, svc, err)
 	}
@@ -120,8 +126,9 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, err
 	}
 	socket, found, err := r.find(ctx, svc, me, spec.SocketName, 10*time.Second)
-	if err == nil && !found {
-		// Names are not unique at Mysocket: before one is made, the list must be of now.
+	if err == nil && (!found || len(othersOf(socket, me)) > 0 && (socket.Tags[me.tag()] != claimOf(spec, want) || settingsOf(socket) != want.settings())) {
+		// Names are not unique at Mysocket: before one is made, the list must be of now. So must it be before one is changed
+		// that others change, too: all tags are written back.
 		socket, found, err = r.find(ctx, svc, me, spec.SocketName, 0)
 	}
 	if err != nil {
@@ -129,6 +136,9 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	}
 	if err := r.retractClaims(ctx, svc, me, spec, socket, found); err != nil {
 		return reconcile.Result{}, err
+	}
+	if err := r.agree(ctx, me, spec, want, socket); err != nil {
+		return r.failed(ctx, svc, reasonAPIFailed, err)
 	}
 	if secretErr != nil {
 		// Nothing is made or opened without it. A socket that is protected already stays as it is.
@@ -143,7 +153,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 			return unlessConflict(fmt.Errorf("put a finalizer on Service %s: %w", req, err))
 		}
 	}
-	claimed := !found || ownersOf(socket)[me] == spec.DeletionPolicy
+	claimed := !found || socket.Tags[me.tag()] == claimOf(spec, want)
 	if socket, err = r.ensureSocket(ctx, svc, me, spec, want, socket, found); err != nil {
 		err = protection.redact(err)
 		if mysocket.IsRefused(err) || errors.Is(err, errIgnored) {
@@ -167,6 +177,9 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, err
 	}
 	r.tellSocket(svc, socket, found, before)
+	if before != "" && before != socket.ID && r.LeftOver != nil {
+		r.LeftOver() // the former one, if this Service was its last owner
+	}
 	if err := r.publishIngress(ctx, svc, socket.DNSName); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -185,7 +198,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		// Another cluster that wrote its own tag at the same moment has overwritten ours, and nobody was told.
 		again.RequeueAfter = min(again.RequeueAfter, jitter(claimCheck))
 	}
-	wait, err := r.dropSurplus(ctx, req.NamespacedName, spec, time.Now())
+	wait, err := r.dropSurplus(ctx, req.NamespacedName, spec, socket.ID, time.Now())
 	if err != nil {
 		return reconcile.Result{}, err
 	}
@@ -224,7 +237,7 @@ func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Servic
 	if !found {
 		made := mysocket.Socket{Name: spec.SocketName, Description: "made by mysocket-injector"}
 		// Whatever the Service asks for: should the answer be lost and another one be made, nobody needs to keep this.
-		made.Tags = me.claim(made, annotations.PolicyDelete)
+		made.Tags = me.claim(made, claimValue(annotations.PolicyDelete, want.settings()))
 		want.fill(&made, func(annotations.Setting) bool { return false })
 		made, err := r.API.CreateSocket(ctx, made)
 		if err != nil {
@@ -234,17 +247,18 @@ func (r *ServiceReconciler) ensureSocket(ctx context.Context, svc *corev1.Servic
 		return made, want.check(made)
 	}
 	settled := !want.fill(&socket, annotations.AppliedOf(svc).Ours)
-	claimed := ownersOf(socket)[me] == spec.DeletionPolicy
+	claim := claimOf(spec, want)
+	claimed := socket.Tags[me.tag()] == claim
 	if settled && (claimed || r.untagged.has(socket.ID)) {
 		return socket, nil
 	}
-	socket.Tags = me.claim(socket, spec.DeletionPolicy)
+	socket.Tags = me.claim(socket, claim)
 	want.addPassword(&socket)
 	changed, err := r.API.UpdateSocket(ctx, socket)
 	if err != nil {
 		return mysocket.Socket{}, err
 	}
-	if ownersOf(changed)[me] != spec.DeletionPolicy {
+	if changed.Tags[me.tag()] != claim {
 		r.untagged.add(changed.ID)
 	}
 	ctrl.LoggerFrom(ctx).Info("socket changed", "service", svc.Namespace+"/"+svc.Name, "socket", changed.Name, "id", changed.ID)
@@ -262,12 +276,17 @@ func (r *ServiceReconciler) find(ctx context.Context, svc *corev1.Service, me ow
 }
 
 // choose picks the Service's socket. Of several of its name, the one that the Service is annotated with is taken, else one
-// that says that it is the Service's, else the one with the smallest id, so that every replica takes the same.
+// that says that it is the Service's, else the one with the smallest id, so that every replica takes the same. Where one of
+// them says that it is somebody else's, too, all have to come to the same, whatever each has: the one with the most owners,
+// else the one with the smallest id. Two clusters that make one at the same moment meet there.
 func choose(all []mysocket.Socket, svc *corev1.Service, me owner, name string) (mysocket.Socket, bool) {
-	var best *mysocket.Socket
+	shared := slices.ContainsFunc(all, func(s mysocket.Socket) bool { return s.Name == name && len(othersOf(s, me)) > 0 })
 	rank := func(s *mysocket.Socket) int {
-		_, mine := ownersOf(*s)[me]
+		owners := ownersOf(*s)
+		_, mine := owners[me]
 		switch {
+		case shared:
+			return len(owners)
 		case s.ID == svc.Annotations[annotations.SocketID]:
 			return 2
 		case mine:
@@ -276,6 +295,7 @@ func choose(all []mysocket.Socket, svc *corev1.Service, me owner, name string) (
 			return 0
 		}
 	}
+	var best *mysocket.Socket
 	for i := range all {
 		s := &all[i]
 		if s.Name == name && (best == nil || cmp.Or(cmp.Compare(rank(s), rank(best)), cmp.Compare(best.ID, s.ID)) > 0) {
@@ -319,6 +339,8 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 		special(reasonSocketRefused)
 	case isSecretError(err):
 		special(reasonSecret)
+	case errors.Is(err, errNotAgreed):
+		special(reasonNotAgreed)
 	case mysocket.RetryAfter(err) > 0:
 		retry = mysocket.RetryAfter(err) + jitter(firstRetry)
 	}
@@ -327,7 +349,7 @@ func (r *ServiceReconciler) failed(ctx context.Context, svc *corev1.Service, rea
 	}
 	want := []condition{{annotations.SocketReady, false, reason, err.Error(), true}}
 	if reason != reasonDeleteFailed && svc.DeletionTimestamp == nil && annotations.IsEnabled(svc) && svc.Annotations[annotations.SocketID] != "" {
-		if spec, err := annotations.Parse(svc, r.Cluster); err == nil && !spec.Guarded(svc) {
+		if spec, err := annotations.Parse(svc, r.Names); err == nil && !spec.Guarded(svc) {
 			// The gateway assigns it to no pod any more. A sidecar that has not heard of that must not keep it open.
 			if err := r.deleteTunnels(ctx, svc); err != nil {
 				return reconcile.Result{}, err

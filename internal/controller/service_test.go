@@ -130,7 +130,7 @@ func TestEnabledValidWithClusterName(t *testing.T) {
 	s := newStage(t)
 	svc := s.service(enabled(annotations.Type, "tcp"))
 	r := s.reconciler()
-	r.Cluster = "north"
+	r.Names.Cluster = "north"
 	if _, err := r.Reconcile(t.Context(), request(svc)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -140,15 +141,11 @@ func folded(list []string) []string {
 }
 
 func sameUpstream(a, b *mysocket.Upstream) bool {
-	kind := func(u mysocket.Upstream) string {
-		if u.UpstreamType == "" {
-			return annotations.TypeHTTP
-		}
-		return u.UpstreamType
-	}
 	x, y := deref(a), deref(b)
-	return kind(x) == kind(y) && strings.EqualFold(x.UpstreamHTTPHostname, y.UpstreamHTTPHostname)
+	return upstreamKind(x) == upstreamKind(y) && strings.EqualFold(x.UpstreamHTTPHostname, y.UpstreamHTTPHostname)
 }
+
+func upstreamKind(u mysocket.Upstream) string { return cmp.Or(u.UpstreamType, annotations.TypeHTTP) }
 
 // retractClaims corrects what the annotation Applied says before the socket is changed: a guard that the socket does not
 // have is not in force, and one that is about to be taken back is not to be relied on.

@@ -101,7 +101,7 @@ func wantApplied(t *testing.T, svc *corev1.Service, want string) {
 
 func guarded(t *testing.T, svc *corev1.Service) bool {
 	t.Helper()
-	spec, err := annotations.Parse(svc, "")
+	spec, err := annotations.Parse(svc, annotations.Names{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -127,7 +127,7 @@ func (r *ServiceReconciler) tunnelsReady(ctx context.Context, svc *corev1.Servic
 	if err := r.Client.Get(ctx, client.ObjectKey{Name: svc.Namespace}, &ns); err != nil {
 		return condition{}, fmt.Errorf("read namespace %s: %w", svc.Namespace, err)
 	}
-	spec, err := annotations.Parse(svc, r.Cluster)
+	spec, err := annotations.Parse(svc, r.Names)
 	if err != nil {
 		return condition{}, err
 	}
@@ -161,7 +161,8 @@ func (r *ServiceReconciler) summarize(svc *corev1.Service, spec annotations.Spec
 	// By UID, since a StatefulSet's new pod has the name of its predecessor, whose Tunnel may still be there.
 	byPod := map[types.UID]map[int]v1alpha1.TunnelStatus{} // by connection
 	for _, t := range tunnels {
-		if t.Spec.ServiceName != svc.Name || t.Spec.SocketID != svc.Annotations[annotations.SocketID] || t.DeletionTimestamp != nil {
+		// By socket and not by Service: two of a namespace may share one.
+		if t.Spec.SocketID != svc.Annotations[annotations.SocketID] || t.DeletionTimestamp != nil {
 			continue
 		}
 		for _, owner := range t.OwnerReferences {

@@ -16,7 +16,7 @@ import (
 // finish first, which deleting the tunnel would not.
 const surplusGrace = 30 * time.Second
 
-// surplus remembers since when a Service has had Tunnels beyond what it asks for. The zero value is ready. That it forgets
+// surplus remembers since when a Service has had Tunnels beyond what it asks for, or of another socket. The zero value is ready. That it forgets
 // when the leader changes only gives the sidecars more time.
 type surplus struct {
 	mu    sync.Mutex
@@ -40,9 +40,10 @@ func (s *surplus) seen(service client.ObjectKey, any bool, now time.Time) time.T
 	return s.since[service]
 }
 
-// dropSurplus deletes the Tunnels of connections that the Service no longer asks for and that their sidecars have not
-// withdrawn: a sidecar that was restarted meanwhile knows nothing of them. It returns when to look again, zero for never.
-func (r *ServiceReconciler) dropSurplus(ctx context.Context, key client.ObjectKey, spec annotations.Spec, now time.Time) (time.Duration, error) {
+// dropSurplus deletes the Tunnels of connections that the Service no longer asks for, and of a socket that it has used
+// before, which their sidecars have not withdrawn: a sidecar that was restarted meanwhile knows nothing of them. It returns
+// when to look again, zero for never.
+func (r *ServiceReconciler) dropSurplus(ctx context.Context, key client.ObjectKey, spec annotations.Spec, socketID string, now time.Time) (time.Duration, error) {
 	var tunnels v1alpha1.TunnelList
 	// They are only read, so the cache need not copy them.
 	if err := r.Client.List(ctx, &tunnels, client.InNamespace(key.Namespace), client.UnsafeDisableDeepCopy); err != nil {
@@ -50,7 +51,11 @@ func (r *ServiceReconciler) dropSurplus(ctx context.Context, key client.ObjectKe
 	}
 	var beyond []*v1alpha1.Tunnel
 	for i := range tunnels.Items {
-		if t := &tunnels.Items[i]; t.Spec.ServiceName == key.Name && int(t.Spec.Connection) >= spec.Connections && t.DeletionTimestamp == nil {
+		t := &tunnels.Items[i]
+		if t.Spec.ServiceName != key.Name || t.DeletionTimestamp != nil {
+			continue
+		}
+		if int(t.Spec.Connection) >= spec.Connections || t.Spec.SocketID != socketID {
 			beyond = append(beyond, t)
 		}
 	}

@@ -25,7 +25,7 @@ func TestSurplusTunnels(t *testing.T) {
 	now := time.Now()
 	look := func(connections int, after time.Duration) time.Duration {
 		t.Helper()
-		wait, err := r.dropSurplus(t.Context(), client.ObjectKeyFromObject(svc), annotations.Spec{Connections: connections}, now.Add(after))
+		wait, err := r.dropSurplus(t.Context(), client.ObjectKeyFromObject(svc), annotations.Spec{Connections: connections}, svc.Annotations[annotations.SocketID], now.Add(after))
 		if err != nil {
 			t.Fatal(err)
 		}

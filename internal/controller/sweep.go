@@ -35,7 +35,8 @@ const (
 //	found                                                     what is done
 //	tunnel at Mysocket that no Tunnel object names            deleted
 //	socket that names a Service of this cluster which
-//	  is gone or not public                                   kept if its deletion policy there is retain, else as in disown
+//	  is gone or not public                                   kept if its deletion policy there is retain, with the tag saying
+//	                                                          that it is used no more; else as in disown
 //	  uses another socket                                     likewise; a second one of the same name is not kept
 //	Tunnel object whose Service is not public, or uses        deleted
 //	  another socket
@@ -48,9 +49,9 @@ type Sweeper struct {
 	Client client.Client
 	Live   client.Reader
 	API    MysocketAPI
-	// Cluster is the cluster's name in socket names, which may be empty.
-	Cluster string
-	Now     func() time.Time
+	// Names is what the sockets of Services are called.
+	Names annotations.Names
+	Now   func() time.Time
 
 	mu    sync.Mutex
 	wake  chan struct{}
@@ -190,6 +191,8 @@ func (s *Sweeper) look(ctx context.Context) ([]finding, error) {
 			}
 			if s.abandoned(k, o, byKey[client.ObjectKey{Namespace: o.namespace, Name: o.service}], sockets) {
 				out = append(out, finding{"socket " + k.ID + " " + o.tag(), func(ctx context.Context) error { return s.dropSocket(ctx, k, o) }})
+			} else if left(k, o, byKey[client.ObjectKey{Namespace: o.namespace, Name: o.service}]) {
+				out = append(out, finding{"claim " + k.ID + " " + o.tag(), func(ctx context.Context) error { return s.dropClaim(ctx, k, o) }})
 			}
 		}
 		if !alone {
@@ -217,9 +220,21 @@ func (s *Sweeper) stale(t *v1alpha1.Tunnel, svc *corev1.Service) bool {
 	return id != "" && id != t.Spec.SocketID
 }
 
+// released tells whether a Service, nil when it is gone, uses no socket at all.
+func released(svc *corev1.Service) bool {
+	return svc == nil || !controllerutil.ContainsFinalizer(svc, annotations.Finalizer) && !annotations.IsEnabled(svc)
+}
+
+// left tells whether a Service that uses no socket is still counted among those that use this one: it went, and wanted the
+// socket kept, without a word to Mysocket. Others that share the socket would ask in vain for its consent.
+func left(k mysocket.Socket, o owner, svc *corev1.Service) bool {
+	_, uses := othersOf(k, owner{})[o]
+	return uses && released(svc)
+}
+
 // abandoned tells whether a socket names a Service that does not use it.
 func (s *Sweeper) abandoned(k mysocket.Socket, o owner, svc *corev1.Service, all []mysocket.Socket) bool {
-	if svc == nil || !controllerutil.ContainsFinalizer(svc, annotations.Finalizer) && !annotations.IsEnabled(svc) {
+	if released(svc) {
 		return ownersOf(k)[o] != annotations.PolicyRetain
 	}
 	// It has another one, which names it, too. A retained one that is not its own any more stays.
@@ -228,8 +243,8 @@ func (s *Sweeper) abandoned(k mysocket.Socket, o owner, svc *corev1.Service, all
 		return false
 	}
 	_, its := ownersOf(all[i])[o]
-	name := annotations.SocketName(s.Cluster, svc.Namespace, svc.Name)
-	return its && all[i].Name == name && (k.Name == name || ownersOf(k)[o] != annotations.PolicyRetain)
+	name, err := s.Names.Of(svc)
+	return err == nil && its && all[i].Name == name && (k.Name == name || ownersOf(k)[o] != annotations.PolicyRetain)
 }
 
 func (s *Sweeper) dropObject(ctx context.Context, t *v1alpha1.Tunnel) error {
@@ -265,6 +280,27 @@ func (s *Sweeper) dropSocket(ctx context.Context, k mysocket.Socket, o owner) er
 		return fmt.Errorf("release socket %s, which Service %s/%s does not use: %w", k.ID, o.namespace, o.service, err)
 	}
 	ctrl.LoggerFrom(ctx).Info("socket released, since the Service that it names does not use it", "service", o.namespace+"/"+o.service, "socket", k.Name, "id", k.ID, "deleted", deleted)
+	return nil
+}
+
+func (s *Sweeper) dropClaim(ctx context.Context, k mysocket.Socket, o owner) error {
+	svc, err := s.service(ctx, client.ObjectKey{Namespace: o.namespace, Name: o.service})
+	if err != nil {
+		return err
+	}
+	all, err := s.API.Sockets(ctx, time.Second)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(all, func(now mysocket.Socket) bool { return now.ID == k.ID })
+	if i < 0 || !left(all[i], o, svc) || s.abandoned(all[i], o, svc, all) {
+		return nil
+	}
+	k = all[i]
+	k.Tags = o.claim(k, ownersOf(k)[o])
+	if _, err := s.API.UpdateSocket(ctx, k); err != nil {
+		return fmt.Errorf("say on socket %s that Service %s/%s uses it no more: %w", k.ID, o.namespace, o.service, err)
+	}
 	return nil
 }
 

@@ -105,6 +105,11 @@ var scenarios = []scenario{
 		steps: 14,
 	},
 	{
+		name: "a socket name of its own", pods: 1, before: does(on), act: func(w *world) { w.annotate(annotations.SocketName, "shop") },
+		want:  want{sockets: 1, tunnels: 1, kind: "http", reason: "Ready"},
+		steps: 12, includes: []string{"POST /socket", "DELETE /socket/{}"},
+	},
+	{
 		name: "the socket is deleted at Mysocket by somebody else", pods: 1, before: does(on), act: func(w *world) {
 			if err := w.account.DeleteSocket(w.t.Context(), w.id); err != nil {
 				w.t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	"github.com/mysocketio/mysocket-injector/internal/annotations"
 	"github.com/mysocketio/mysocket-injector/internal/controller"
 	"github.com/mysocketio/mysocket-injector/internal/gateway"
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
@@ -63,6 +64,7 @@ type process struct {
 	services *controller.ServiceReconciler
 	tunnels  *controller.TunnelReconciler
 	sweeper  *controller.Sweeper
+	names    annotations.Names
 
 	at   int // the call that meets its fate, from 1
 	fate fate
@@ -94,9 +96,10 @@ func (w *world) start(at int, what fate) *process {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p.services = &controller.ServiceReconciler{Client: p, API: p.api, Events: noEvents{}, Outdated: func(*corev1.Pod) bool { return false }, Secrets: p}
+	p.names = annotations.Names{Allowed: map[string][]string{"shop": {w.ns}}}
+	p.services = &controller.ServiceReconciler{Client: p, Names: p.names, API: p.api, Events: noEvents{}, Outdated: func(*corev1.Pod) bool { return false }, Secrets: p}
 	p.tunnels = &controller.TunnelReconciler{Client: p, API: p.api}
-	p.sweeper = &controller.Sweeper{Client: p, Live: p, API: p.api, Now: func() time.Time { return w.now }}
+	p.sweeper = &controller.Sweeper{Client: p, Live: p, API: p.api, Names: p.names, Now: func() time.Time { return w.now }}
 	return p
 }
 
@@ -104,7 +107,7 @@ func (w *world) start(at int, what fate) *process {
 func (p *process) gateway(t *testing.T, w *world) http.Handler {
 	t.Helper()
 	g, err := gateway.New(gateway.Config{
-		Cache: p, Live: p, Reviews: reviews{p}, API: p.api, Changes: &gateway.Changes{},
+		Cache: p, Live: p, Reviews: reviews{p}, API: p.api, Changes: &gateway.Changes{}, Names: p.names,
 		EdgeAddress: w.edge.SSHAddress, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -33,7 +33,7 @@ type offer struct {
 }
 
 // newOffers does no I/O.
-func newOffers(services []corev1.Service, cluster string) offers {
+func newOffers(services []corev1.Service, names annotations.Names) offers {
 	out := offers{}
 	for i := range services {
 		svc := &services[i]
@@ -42,7 +42,7 @@ func newOffers(services []corev1.Service, cluster string) offers {
 		if !validID(id) || svc.DeletionTimestamp != nil || !annotations.IsEnabled(svc) {
 			continue
 		}
-		spec, err := annotations.Parse(svc, cluster)
+		spec, err := annotations.Parse(svc, names)
 		if err != nil {
 			continue // the Service's condition says so
 		}
@@ -123,7 +123,7 @@ func (s *Server) assignedTo(ctx context.Context, pod *corev1.Pod) ([]gatewayapi.
 		if err := s.Cache.List(context.WithoutCancel(ctx), &services, client.InNamespace(pod.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 			return nil, fmt.Errorf("list the Services of %s: %w", pod.Namespace, err)
 		}
-		return newOffers(services.Items, s.Cluster), nil
+		return newOffers(services.Items, s.Names), nil
 	})
 	if err != nil {
 		return nil, err

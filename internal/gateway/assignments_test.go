@@ -29,7 +29,7 @@ import (
 )
 
 func assign(services []corev1.Service, pod *corev1.Pod, cluster string) []gatewayapi.Assignment {
-	return newOffers(services, cluster).assign(pod)
+	return newOffers(services, annotations.Names{Cluster: cluster}).assign(pod)
 }
 
 func TestAssign(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/mysocketio/mysocket-injector/internal/annotations"
 	"github.com/mysocketio/mysocket-injector/internal/gatewayapi"
 	"github.com/mysocketio/mysocket-injector/internal/mysocket"
 )
@@ -43,8 +44,8 @@ type Config struct {
 	API     MysocketAPI
 	// Changes tells which namespaces' assignments may have changed. It must watch the informers behind Cache.
 	Changes *Changes
-	// Cluster is the cluster's name in socket names; may be empty.
-	Cluster string
+	// Names is what the sockets of Services are called.
+	Names annotations.Names
 	// LeftOver, if set, is told when there may be a tunnel at Mysocket that no Tunnel object names.
 	LeftOver func()
 	// EdgeAddress is the edge's SSH server, host:port.
