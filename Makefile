@@ -51,13 +51,15 @@ bench-tunnel: need-go ## measure tunnels: ours and OpenSSH's, against our edge a
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/mysocket-edge ./internal/tunnelbench
 	bin/tunnelbench --edge bin/mysocket-edge
 
-.PHONY: build images generate lint fmt
+.PHONY: build images generate manifests lint fmt
 build: ## build the three programs into bin/
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 images: ## build the images, and load them if the cluster is up
 	$(E2E) run ./cmd/cluster images
 generate: ## regenerate deep copies and the CRD
 	go run sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_GEN_VERSION) object paths=./api/... crd paths=./api/... output:crd:dir=charts/mysocket-injector/crds
+manifests: need-go ## render manifests/ from the chart
+	assets=$$($(E2E) run ./cmd/cluster bin); hack/manifests.sh "$$assets/helm" manifests
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION) ## golangci-lint on both modules
 	$< run ./...
 	cd e2e && $< run --build-tags cluster ./...

@@ -3,12 +3,17 @@
 package tests
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"maps"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mysocketio/mysocket-injector/e2e/lab"
 )
@@ -174,4 +179,32 @@ func intersection(a, b map[string]string) map[string]string {
 		}
 	}
 	return out
+}
+
+// TestManifests wants what is installed without Helm to be what the chart renders, and taken by the API server.
+func TestManifests(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	const kept = "../../manifests"
+	rendered := t.TempDir()
+	if out, err := exec.CommandContext(ctx, "../../hack/manifests.sh", filepath.Join(env.BinDir, "helm"), rendered).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, name := range []string{"install.yaml", "uninstall.yaml"} {
+		want, err := os.ReadFile(filepath.Join(rendered, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(kept, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("manifests/%s is not what the chart renders; run make manifests", name)
+		}
+		out, err := env.Kubectl(ctx, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", filepath.Join(kept, name)).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "serverside-applied (server dry run)") {
+			t.Errorf("manifests/%s: %v: %s", name, err, out)
+		}
+	}
 }

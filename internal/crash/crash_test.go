@@ -106,7 +106,7 @@ var scenarios = []scenario{
 	},
 	{
 		name: "a socket name of its own", pods: 1, before: does(on), act: func(w *world) { w.annotate(annotations.SocketName, "shop") },
-		want:  want{sockets: 1, tunnels: 1, kind: "http", reason: "Ready"},
+		want:  want{sockets: 1, tunnels: 1, name: "shop", kind: "http", reason: "Ready"},
 		steps: 12, includes: []string{"POST /socket", "DELETE /socket/{}"},
 	},
 	{

@@ -2,6 +2,7 @@ package crash
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -280,6 +281,7 @@ type want struct {
 	// kept is that the socket is the one of the beginning.
 	kept   bool
 	kind   string // of the socket
+	name   string // of the socket, when it is not that of the Service
 	reason string // of SocketReady; empty for a Service that bears nothing of ours, or is gone
 }
 
@@ -291,8 +293,8 @@ func (w *world) check(want want) {
 	}
 	remote := []string{}
 	for _, k := range sockets {
-		if k.Name != "k8s "+w.ns+".web" || want.kind != "" && k.Type != want.kind || want.kept && k.ID != w.id {
-			w.t.Errorf("socket %s %q %s, want the type %q and the id %s", k.ID, k.Name, k.Type, want.kind, w.id)
+		if k.Name != cmp.Or(want.name, "k8s "+w.ns+".web") || want.kind != "" && k.Type != want.kind || want.kept && k.ID != w.id {
+			w.t.Errorf("socket %s %q %s, want %+v and the id %s", k.ID, k.Name, k.Type, want, w.id)
 		}
 		for _, t := range k.Tunnels {
 			remote = append(remote, t.ID)
