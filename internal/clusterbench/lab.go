@@ -52,6 +52,7 @@ type lab struct {
 	metrics     string // host:port
 	health      string
 	roots       *x509.CertPool // of the gateway, once known
+	admitted    *corev1.Pod    // the last pod that our webhook has put the sidecar into
 	stopInOrder []func()
 }
 
