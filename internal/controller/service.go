@@ -137,12 +137,13 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 	if err := r.retractClaims(ctx, svc, me, spec, socket, found); err != nil {
 		return reconcile.Result{}, err
 	}
+	if secretErr != nil {
+		// Nothing is made or opened without it. A socket that is protected already stays as it is. Nor is it agreed to anything:
+		// what is known of what the Service asks for lacks the protection, and others would take that for its consent.
+		return r.failed(ctx, svc, reasonSecret, secretErr)
+	}
 	if err := r.agree(ctx, me, spec, want, socket); err != nil {
 		return r.failed(ctx, svc, reasonAPIFailed, err)
-	}
-	if secretErr != nil {
-		// Nothing is made or opened without it. A socket that is protected already stays as it is.
-		return r.failed(ctx, svc, reasonSecret, secretErr)
 	}
 	if controllerutil.AddFinalizer(svc, annotations.Finalizer) {
 		// Before there is a socket, so that one is never left behind; but after Mysocket has answered, so that a wrong

@@ -131,6 +131,30 @@ func TestJoiningASocketWithOtherSettings(t *testing.T) {
 	wantCondition(t, b, annotations.SocketReady, metav1.ConditionTrue, "Ready", "")
 }
 
+// TestMissingSecretIsNoConsent: a Service whose Secret can't be read at the moment still asks for the protection, so that
+// nobody else can take it away.
+func TestMissingSecretIsNoConsent(t *testing.T) {
+	s := newSharing(t)
+	login := map[string]string{"username": "ann", "password": testPassword}
+	secret := s.secret("login-a", login)
+	s.secret("login-b", login)
+	a, b := s.public("a", annotations.ProtectedSecret, "login-a"), s.public("b", annotations.ProtectedSecret, "login-b")
+	s.run(a, b)
+	asked := s.only().Tags[s.owner("a").tag()]
+	cluster.Delete(t, secret)
+	s.run(a)
+	wantCondition(t, a, annotations.SocketReady, metav1.ConditionFalse, "ProtectedSecretUnavailable", "does not exist")
+	if got := s.only().Tags[s.owner("a").tag()]; got != asked {
+		t.Errorf("the tag says %q, want still %q", got, asked)
+	}
+	s.annotate(b, annotations.ProtectedSecret, "")
+	s.run(b)
+	wantCondition(t, b, annotations.SocketReady, metav1.ConditionFalse, "SharedSettingsDiffer", "mysocket.io/protected-secret")
+	if !s.only().Protected {
+		t.Error("the protection that the other one asks for is gone")
+	}
+}
+
 // TestTwoClustersMakeOneAtOnce and meet at one of the two, whichever each has told its users.
 func TestTwoClustersMakeOneAtOnce(t *testing.T) {
 	s := newSharing(t)
