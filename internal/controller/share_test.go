@@ -280,6 +280,31 @@ func TestRetainedIsNotAsked(t *testing.T) {
 	}
 }
 
+// TestWhoMayNotHaveTheNameIsNotAsked: an operator who takes a name from a namespace ends its say in the settings, too, but
+// nothing is deleted for that.
+func TestWhoMayNotHaveTheNameIsNotAsked(t *testing.T) {
+	s := newSharing(t)
+	a, b := s.public("a"), s.public("b")
+	w := s.sweeper()
+	w.Names = annotations.Names{Allowed: map[string][]string{"shop": {s.ns}}}
+	w.sweep(0)
+	w.sweep(sweepGrace)
+	if k := s.only(); len(othersOf(k, s.owner("b"))) != 1 {
+		t.Fatalf("tags %v, want both as long as they may", k.Tags)
+	}
+	cluster.Change(t, a, func() { a.Annotations[annotations.SocketName] = "shop-2" })
+	w.sweep(0)
+	w.sweep(sweepGrace)
+	if k := s.only(); len(othersOf(k, s.owner("b"))) != 0 || ownersOf(k)[s.owner("a")] != "delete" {
+		t.Errorf("tags %v", k.Tags)
+	}
+	if again := w.sweep(sweepGrace); again <= sweepGrace {
+		t.Errorf("there is still something to do: looks again after %s", again)
+	}
+	s.annotate(b, annotations.UpstreamHTTPHostname, "one.example.com")
+	wantCondition(t, b, annotations.SocketReady, metav1.ConditionTrue, "Ready", "")
+}
+
 func TestSettingsDigest(t *testing.T) {
 	base := wanted{kind: "http"}
 	equal := []wanted{

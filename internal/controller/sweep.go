@@ -38,6 +38,7 @@ const (
 //	  is gone or not public                                   kept if its deletion policy there is retain, with the tag saying
 //	                                                          that it is used no more; else as in disown
 //	  uses another socket                                     likewise; a second one of the same name is not kept
+//	  may not have the name that it asks for                  kept, with the tag saying that it is used no more
 //	Tunnel object whose Service is not public, or uses        deleted
 //	  another socket
 //
@@ -191,7 +192,7 @@ func (s *Sweeper) look(ctx context.Context) ([]finding, error) {
 			}
 			if s.abandoned(k, o, byKey[client.ObjectKey{Namespace: o.namespace, Name: o.service}], sockets) {
 				out = append(out, finding{"socket " + k.ID + " " + o.tag(), func(ctx context.Context) error { return s.dropSocket(ctx, k, o) }})
-			} else if left(k, o, byKey[client.ObjectKey{Namespace: o.namespace, Name: o.service}]) {
+			} else if s.left(k, o, byKey[client.ObjectKey{Namespace: o.namespace, Name: o.service}]) {
 				out = append(out, finding{"claim " + k.ID + " " + o.tag(), func(ctx context.Context) error { return s.dropClaim(ctx, k, o) }})
 			}
 		}
@@ -226,10 +227,17 @@ func released(svc *corev1.Service) bool {
 }
 
 // left tells whether a Service that uses no socket is still counted among those that use this one: it went, and wanted the
-// socket kept, without a word to Mysocket. Others that share the socket would ask in vain for its consent.
-func left(k mysocket.Socket, o owner, svc *corev1.Service) bool {
-	_, uses := othersOf(k, owner{})[o]
-	return uses && released(svc)
+// socket kept, without a word to Mysocket, or it may have the name that it asks for no more, and so serves nothing. Others
+// that share the socket would ask in vain for its consent.
+func (s *Sweeper) left(k mysocket.Socket, o owner, svc *corev1.Service) bool {
+	if _, uses := othersOf(k, owner{})[o]; !uses {
+		return false
+	}
+	if released(svc) {
+		return true
+	}
+	_, err := s.Names.Of(svc)
+	return err != nil
 }
 
 // abandoned tells whether a socket names a Service that does not use it.
@@ -293,7 +301,7 @@ func (s *Sweeper) dropClaim(ctx context.Context, k mysocket.Socket, o owner) err
 		return err
 	}
 	i := slices.IndexFunc(all, func(now mysocket.Socket) bool { return now.ID == k.ID })
-	if i < 0 || !left(all[i], o, svc) || s.abandoned(all[i], o, svc, all) {
+	if i < 0 || !s.left(all[i], o, svc) || s.abandoned(all[i], o, svc, all) {
 		return nil
 	}
 	k = all[i]
