@@ -23,6 +23,9 @@ const (
 	bulkBytes = 128 << 10
 	// packetBytes is the largest SSH packet, and what a read from the app begins with.
 	packetBytes = 32 << 10
+	// maxBulkToEdge bounds how many buffers of bulkBytes wait for visitors to read: a slow one holds its buffer as long as it
+	// is slow. Those beyond make do with packetBytes.
+	maxBulkToEdge = 64
 	// idleBytes is what a connection without traffic holds on to.
 	idleBytes = 4 << 10
 
@@ -34,7 +37,11 @@ const (
 
 // bufferPool holds the buffers of one tunnel's connections. They are taken when there are bytes to move, not before, so
 // thousands of idle connections cost little.
-type bufferPool struct{ bulk, packet, idle sync.Pool }
+type bufferPool struct {
+	bulk, packet, idle sync.Pool
+
+	bulkToEdge atomic.Int32 // how many of bulk are with copyToEdge
+}
 
 func (p *bufferPool) takeBulk() *[bulkBytes]byte {
 	if b, ok := p.bulk.Get().(*[bulkBytes]byte); ok {
@@ -42,6 +49,22 @@ func (p *bufferPool) takeBulk() *[bulkBytes]byte {
 	}
 	return new([bulkBytes]byte)
 }
+
+// takeBulkToEdge is takeBulk for copyToEdge; nil when there are too many.
+func (p *bufferPool) takeBulkToEdge() *[bulkBytes]byte {
+	if p.bulkToEdge.Add(1) > maxBulkToEdge {
+		p.bulkToEdge.Add(-1)
+		return nil
+	}
+	return p.takeBulk()
+}
+
+func (p *bufferPool) putBulkToEdge(b *[bulkBytes]byte) {
+	p.bulk.Put(b)
+	p.bulkToEdge.Add(-1)
+}
+
+func (p *bufferPool) putPacket(b *[packetBytes]byte) { p.packet.Put(b) }
 
 func (p *bufferPool) takePacket() *[packetBytes]byte {
 	if b, ok := p.packet.Get().(*[packetBytes]byte); ok {
@@ -221,10 +244,13 @@ func (r *relay) copyToEdge() error {
 	}
 	for n := 0; ; {
 		// Bulk fills one buffer after the other; what fills no packet needs no large buffer.
-		if n >= packetBytes {
-			n, err = moveToEdge(r, raw, r.buffers.takeBulk, bulkSlice, &r.buffers.bulk)
-		} else {
-			n, err = moveToEdge(r, raw, r.buffers.takePacket, packetSlice, &r.buffers.packet)
+		bulk := n >= packetBytes
+		if bulk {
+			n, err = moveToEdge(r, raw, r.buffers.takeBulkToEdge, bulkSlice, r.buffers.putBulkToEdge)
+			bulk = !errors.Is(err, errNoBuffer)
+		}
+		if !bulk {
+			n, err = moveToEdge(r, raw, r.buffers.takePacket, packetSlice, r.buffers.putPacket)
 		}
 		if err != nil {
 			return fmt.Errorf("from the app to the edge: %w", err)
@@ -238,14 +264,19 @@ func (r *relay) copyToEdge() error {
 func bulkSlice(b *[bulkBytes]byte) []byte     { return b[:] }
 func packetSlice(b *[packetBytes]byte) []byte { return b[:] }
 
+// errNoBuffer means that there are as many buffers of this size in use as may be.
+var errNoBuffer = errors.New("no buffer is free")
+
 // moveToEdge moves what one read from the app brings, and returns how much that was; 0 at the end. The buffer is taken only
-// when the kernel says that there is something to read.
-func moveToEdge[B any](r *relay, raw syscall.RawConn, take func() *B, slice func(*B) []byte, pool *sync.Pool) (int, error) {
+// when the kernel says that there is something to read. When take gives none, nothing is read, and the error is errNoBuffer.
+func moveToEdge[B any](r *relay, raw syscall.RawConn, take func() *B, slice func(*B) []byte, put func(*B)) (int, error) {
 	var buffer *B
 	var n int
 	var failed error
 	err := raw.Read(func(fd uintptr) bool {
-		buffer = take()
+		if buffer = take(); buffer == nil {
+			return true
+		}
 		for {
 			n, failed = syscall.Read(int(fd), slice(buffer))
 			if !errors.Is(failed, syscall.EINTR) {
@@ -253,14 +284,17 @@ func moveToEdge[B any](r *relay, raw syscall.RawConn, take func() *B, slice func
 			}
 		}
 		if errors.Is(failed, syscall.EAGAIN) {
-			pool.Put(buffer)
-			buffer = nil
+			put(buffer)
+			buffer, failed = nil, nil
 			return false
 		}
 		return true
 	})
+	if err == nil && buffer == nil {
+		return 0, errNoBuffer
+	}
 	if buffer != nil {
-		defer pool.Put(buffer)
+		defer put(buffer)
 	}
 	if err == nil && failed != nil {
 		err = os.NewSyscallError("read", failed)
