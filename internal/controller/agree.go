@@ -46,6 +46,9 @@ func (r *ServiceReconciler) agree(ctx context.Context, me owner, spec annotation
 	}
 	if claim := claimOf(spec, want); socket.Tags[me.tag()] != claim {
 		socket.Tags = me.claim(socket, claim)
+		if want.protection != nil && want.guarded(socket, annotations.Protection) {
+			want.addPassword(&socket)
+		}
 		if _, err := r.API.UpdateSocket(ctx, socket); err != nil {
 			return err
 		}

@@ -143,7 +143,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return r.failed(ctx, svc, reasonSecret, secretErr)
 	}
 	if err := r.agree(ctx, me, spec, want, socket); err != nil {
-		return r.failed(ctx, svc, reasonAPIFailed, err)
+		return r.failed(ctx, svc, reasonAPIFailed, protection.redact(err))
 	}
 	if controllerutil.AddFinalizer(svc, annotations.Finalizer) {
 		// Before there is a socket, so that one is never left behind; but after Mysocket has answered, so that a wrong

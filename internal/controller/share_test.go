@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -153,6 +154,36 @@ func TestMissingSecretIsNoConsent(t *testing.T) {
 	if !s.only().Protected {
 		t.Error("the protection that the other one asks for is gone")
 	}
+}
+
+// TestVoteKeepsThePassword: writing down what a Service asks for now sends the password along, as every write does. Without,
+// an API may take the protection away.
+func TestVoteKeepsThePassword(t *testing.T) {
+	s := newSharing(t)
+	s.secret("login", map[string]string{"username": "ann", "password": testPassword})
+	a, b := s.public("a", annotations.ProtectedSecret, "login"), s.public("b", annotations.ProtectedSecret, "login")
+	s.run(a, b)
+	api := &bare{MysocketAPI: s.api}
+	s.r.API = api
+	s.annotate(a, annotations.UpstreamHTTPHostname, "one.example.com")
+	wantCondition(t, a, annotations.SocketReady, metav1.ConditionFalse, "SharedSettingsDiffer", "")
+	if api.updates != 1 || api.without != 0 {
+		t.Errorf("%d writes, %d without the password", api.updates, api.without)
+	}
+}
+
+// bare counts the writes of protected sockets that lack the password.
+type bare struct {
+	MysocketAPI
+	updates, without int
+}
+
+func (b *bare) UpdateSocket(ctx context.Context, k mysocket.Socket) (mysocket.Socket, error) {
+	b.updates++
+	if k.Protected && k.ProtectedPassword == "" {
+		b.without++
+	}
+	return b.MysocketAPI.UpdateSocket(ctx, k)
 }
 
 // TestTwoClustersMakeOneAtOnce and meet at one of the two, whichever each has told its users.

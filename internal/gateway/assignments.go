@@ -103,7 +103,7 @@ func (o offers) assign(pod *corev1.Pod) []gatewayapi.Assignment {
 		}
 	}
 	slices.SortFunc(out, func(a, b gatewayapi.Assignment) int { return strings.Compare(a.Service, b.Service) })
-	// Two Services can't have one socket, but annotations are the user's: the first in order keeps it.
+	// Two Services may share one socket: of those that select the pod, it serves the first in order.
 	seen := map[string]bool{}
 	out = slices.DeleteFunc(out, func(a gatewayapi.Assignment) bool {
 		again := seen[a.SocketID]
