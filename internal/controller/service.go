@@ -126,7 +126,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, err
 	}
 	socket, found, err := r.find(ctx, svc, me, spec.SocketName, 10*time.Second)
-	if err == nil && (!found || len(othersOf(socket, me)) > 0 && (socket.Tags[me.tag()] != claimOf(spec, want) || settingsOf(socket) != want.settings())) {
+	if err == nil && (!found || len(othersOf(socket, me)) > 0 && (socket.Tags[me.tag()] != claimOf(spec, want) || want.changes(socket, annotations.AppliedOf(svc).Ours))) {
 		// Names are not unique at Mysocket: before one is made, the list must be of now. So must it be before one is changed
 		// that others change, too: all tags are written back.
 		socket, found, err = r.find(ctx, svc, me, spec.SocketName, 0)

@@ -92,6 +92,11 @@ func (w wanted) fill(socket *mysocket.Socket, ours func(annotations.Setting) boo
 	return changed
 }
 
+// changes tells what fill does, without doing it.
+func (w wanted) changes(socket mysocket.Socket, ours func(annotations.Setting) bool) bool {
+	return w.fill(&socket, ours) // a copy, whose parts fill replaces and never changes
+}
+
 // addPassword makes a socket ready to be written: the API may take a write without the password for one that removes it.
 func (w wanted) addPassword(socket *mysocket.Socket) {
 	if w.protection != nil {
