@@ -40,6 +40,7 @@ func TestSideBySide(t *testing.T) {
 		{"GatewayAuthorization", testGatewayAuthorization},
 		{"GatewayLimits", testGatewayLimits},
 		{"Connections", testConnections},
+		{"ProxyProtocol", testProxyProtocol},
 		{"Guards", testGuards},
 		{"ProtectedSecret", testProtectedSecret},
 		{"LoadBalancer", testLoadBalancer},
