@@ -8,6 +8,9 @@
 //	/echo        what was asked (method, headers, body ...), as JSON
 //	/stop?ms=N   takes no new connections for N milliseconds
 //	/unready?ms=N  /healthz answers 503 for N milliseconds, and all else as before
+//	/ws?ms=N     a WebSocket with one line, as of /stream, every N milliseconds, closed (1001) when the app is told to end
+//
+// With --proxy-addr it also serves TCP there: it reads a header of the PROXY protocol, tells what it says, and then echoes.
 package main
 
 import (
@@ -38,14 +41,35 @@ const (
 
 func main() {
 	addr := flag.String("addr", ":8000", "address to listen on")
+	proxyAddr := flag.String("proxy-addr", "", "address to serve TCP on whose connections begin with a header of the PROXY protocol")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	err := serve(ctx, *addr)
+	err := run(ctx, *addr, *proxyAddr)
 	stop()
 	if err != nil {
 		slog.Error("serve", "err", err)
 		os.Exit(1)
 	}
+}
+
+// run serves HTTP, and TCP where it is asked for, until ctx ends.
+func run(ctx context.Context, addr, proxyAddr string) error {
+	if proxyAddr == "" {
+		return serve(ctx, addr)
+	}
+	l, err := net.Listen("tcp", proxyAddr)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		defer cancel() // neither goes on without the other
+		ended <- serveProxied(ctx, l)
+	}()
+	err = serve(ctx, addr)
+	cancel()
+	return errors.Join(err, <-ended)
 }
 
 // serve answers until ctx ends, then finishes the requests that are open.
@@ -55,7 +79,8 @@ func serve(ctx context.Context, addr string) error {
 		return err
 	}
 	stop := make(chan time.Duration, 1)
-	srv := &http.Server{Handler: handler(hostname, stop), ReadHeaderTimeout: 10 * time.Second}
+	sockets := &webSockets{ending: ctx}
+	srv := &http.Server{Handler: handler(hostname, stop, sockets), ReadHeaderTimeout: 10 * time.Second}
 	for ctx.Err() == nil {
 		pause, err := listen(ctx, srv, addr, stop)
 		if err != nil {
@@ -72,6 +97,7 @@ func serve(ctx context.Context, addr string) error {
 	if err := srv.Shutdown(limit); err != nil {
 		return fmt.Errorf("open requests did not finish: %w", errors.Join(err, srv.Close()))
 	}
+	sockets.open.Wait() // the server does not know of them any more; each ends within closeLimit
 	slog.Info("ended")
 	return nil
 }
@@ -97,7 +123,7 @@ func listen(ctx context.Context, srv *http.Server, addr string, stop <-chan time
 	}
 }
 
-func handler(hostname string, stop chan<- time.Duration) http.Handler {
+func handler(hostname string, stop chan<- time.Duration, sockets *webSockets) http.Handler {
 	mux := http.NewServeMux()
 	hello := func(w http.ResponseWriter) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -148,6 +174,14 @@ func handler(hostname string, stop chan<- time.Duration) http.Handler {
 				return
 			}
 		}
+	})
+	mux.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) {
+		ms, err := number(r, "ms", 100, int(maxWait.Milliseconds()))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		sockets.serve(w, r, hostname, milliseconds(max(ms, 1)))
 	})
 	mux.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) { echo(w, r, hostname) })
 	mux.HandleFunc("/stop", func(w http.ResponseWriter, r *http.Request) {

@@ -30,7 +30,7 @@ func TestHandler(t *testing.T) {
 	} {
 		t.Run(tc.path, func(t *testing.T) {
 			w := httptest.NewRecorder()
-			handler("pod-1", make(chan time.Duration, 1)).ServeHTTP(w, httptest.NewRequest(http.MethodGet, tc.path, nil))
+			handler("pod-1", make(chan time.Duration, 1), &webSockets{ending: t.Context()}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, tc.path, nil))
 			if w.Code != tc.code || w.Body.String() != tc.body {
 				t.Errorf("got %d %q, want %d %q", w.Code, w.Body, tc.code, tc.body)
 			}
@@ -39,7 +39,7 @@ func TestHandler(t *testing.T) {
 }
 
 func TestUnready(t *testing.T) {
-	h := handler("pod-1", make(chan time.Duration, 1))
+	h := handler("pod-1", make(chan time.Duration, 1), &webSockets{ending: t.Context()})
 	ask := func(path string) int {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
@@ -61,7 +61,7 @@ func TestEcho(t *testing.T) {
 	req := httptest.NewRequest(http.MethodPut, "/echo?a=b", strings.NewReader("hello"))
 	req.Header.Set("X-Forwarded-For", "192.0.2.7")
 	w := httptest.NewRecorder()
-	handler("pod-1", make(chan time.Duration, 1)).ServeHTTP(w, req)
+	handler("pod-1", make(chan time.Duration, 1), &webSockets{ending: t.Context()}).ServeHTTP(w, req)
 	var got echoed
 	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil {
 		t.Fatal(err)
@@ -70,7 +70,7 @@ func TestEcho(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	big := httptest.NewRecorder()
-	handler("pod-1", make(chan time.Duration, 1)).ServeHTTP(big, httptest.NewRequest(http.MethodPost, "/echo", strings.NewReader(strings.Repeat("x", maxEcho+1))))
+	handler("pod-1", make(chan time.Duration, 1), &webSockets{ending: t.Context()}).ServeHTTP(big, httptest.NewRequest(http.MethodPost, "/echo", strings.NewReader(strings.Repeat("x", maxEcho+1))))
 	if big.Code != http.StatusBadRequest {
 		t.Errorf("a body over the limit: got %d", big.Code)
 	}
@@ -78,7 +78,7 @@ func TestEcho(t *testing.T) {
 
 // TestStreamFlushes reads the first line while the second is not due yet.
 func TestStreamFlushes(t *testing.T) {
-	srv := httptest.NewServer(handler("pod-1", make(chan time.Duration, 1)))
+	srv := httptest.NewServer(handler("pod-1", make(chan time.Duration, 1), &webSockets{ending: t.Context()}))
 	defer srv.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -334,7 +334,7 @@ func (s *stage) startAdmissions() *admissions {
 			a.mu.Lock()
 			a.total++
 			if err != nil {
-				a.failures = append(a.failures, failure{time.Now(), "admission", err})
+				a.failures = append(a.failures, failure{time.Now(), "admission", "", err})
 			}
 			a.mu.Unlock()
 			select {

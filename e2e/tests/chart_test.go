@@ -48,6 +48,9 @@ type chart struct {
 				Labels map[string]string `json:"labels"`
 			} `json:"metadata"`
 			Spec struct {
+				Containers []struct {
+					Args []string `json:"args"`
+				} `json:"containers"`
 				Grace    int `json:"terminationGracePeriodSeconds"`
 				Affinity struct {
 					PodAntiAffinity struct {
@@ -159,6 +162,18 @@ func TestChart(t *testing.T) {
 		// A budget for one pod would keep its node from being drained.
 		if c := renderChart(t, "replicas=1"); c.deployment.Replicas != 1 || len(c.budgets) != 0 {
 			t.Errorf("%d replicas, PodDisruptionBudgets %+v", c.deployment.Replicas, c.budgets)
+		}
+	})
+	t.Run("preStop sleep", func(t *testing.T) {
+		for seconds, want := range map[string]bool{"0": false, "7": true} {
+			c := renderChart(t, "sidecar.preStopSleep="+seconds)
+			containers := c.deployment.Template.Spec.Containers
+			if len(containers) != 1 {
+				t.Fatalf("%d containers", len(containers))
+			}
+			if got := slices.Contains(containers[0].Args, "--sidecar-prestop-sleep="+seconds); got != want {
+				t.Errorf("with %s: %q", seconds, containers[0].Args)
+			}
 		}
 	})
 	t.Run("affinity of one's own", func(t *testing.T) {

@@ -50,7 +50,7 @@ func TestReplicasKilled(t *testing.T) {
 		// all are taken away at once, so that pods come bare for certain.
 		all bool
 	}{
-		{"leader-sigkill", leader, killProcess, false, true, false},
+		{"leader-sigkill", leader, killReplica, false, true, false},
 		{"follower-forced", follower, func(s *stage, p pod) {
 			cmd(s.t, "delete", "pod", p.Metadata.Name, "-n", lab.Namespace, "--grace-period=0", "--force")
 		}, false, false, false},
@@ -165,9 +165,11 @@ func deleteReplica(s *stage, p pod) {
 	cmd(s.t, "delete", "pod", p.Metadata.Name, "-n", lab.Namespace, "--wait=false")
 }
 
-// killProcess kills the program in a pod as the kernel does when memory is short. The cluster runs in namespaces of this
-// machine, so its processes are seen from here, each in the control group of its pod.
-func killProcess(s *stage, p pod) {
+func killReplica(s *stage, p pod) { killProcess(s, p, "webhook") }
+
+// killProcess kills a program in a pod as the kernel does when memory is short, and returns its directory below /proc. The
+// cluster runs in namespaces of this machine, so its processes are seen from here, each in the control group of its pod.
+func killProcess(s *stage, p pod, program string) string {
 	s.t.Helper()
 	groups, err := filepath.Glob("/proc/[0-9]*/cgroup")
 	if err != nil {
@@ -179,7 +181,7 @@ func killProcess(s *stage, p pod) {
 			continue // of another pod, or has just ended
 		}
 		dir := filepath.Dir(file)
-		if comm, err := os.ReadFile(filepath.Join(dir, "comm")); err != nil || strings.TrimSpace(string(comm)) != "webhook" {
+		if comm, err := os.ReadFile(filepath.Join(dir, "comm")); err != nil || strings.TrimSpace(string(comm)) != program {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(dir))
@@ -189,9 +191,10 @@ func killProcess(s *stage, p pod) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			s.t.Fatal(err)
 		}
-		return
+		return dir
 	}
 	s.t.Fatalf("pod %s has no process that could be killed", p.Metadata.Name)
+	return ""
 }
 
 // scale sets the replicas of a Deployment, sooner than kubectl is started.

@@ -55,7 +55,14 @@ type (
 				Name string `json:"name"`
 			} `json:"initContainers"`
 			Containers []struct {
-				Name string `json:"name"`
+				Name      string `json:"name"`
+				Lifecycle struct {
+					PreStop struct {
+						Sleep struct {
+							Seconds int `json:"seconds"`
+						} `json:"sleep"`
+					} `json:"preStop"`
+				} `json:"lifecycle"`
 			} `json:"containers"`
 		} `json:"spec"`
 		Status struct {

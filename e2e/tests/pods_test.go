@@ -8,6 +8,8 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -24,9 +26,11 @@ func TestSideBySide(t *testing.T) {
 		{"ExistingPods", testExistingPods},
 		{"Scale", testScale},
 		{"RolloutRestart", testRolloutRestart},
+		{"Eviction", testEviction},
 		{"SlowRequests", testSlowRequests},
 		{"AnnotationRemoved", testAnnotationRemoved},
 		{"PodKilled", testPodKilled},
+		{"AppKilled", testAppKilled},
 		{"AppStops", testAppStops},
 		{"AppNotReady", testAppNotReady},
 		{"BadInput", testBadInput},
@@ -36,6 +40,7 @@ func TestSideBySide(t *testing.T) {
 		{"GatewayAuthorization", testGatewayAuthorization},
 		{"GatewayLimits", testGatewayLimits},
 		{"Connections", testConnections},
+		{"ProxyProtocol", testProxyProtocol},
 		{"Guards", testGuards},
 		{"ProtectedSecret", testProtectedSecret},
 		{"LoadBalancer", testLoadBalancer},
@@ -135,7 +140,7 @@ func testExistingPods(t *testing.T) {
 // testScale moves traffic over 3, 5 and 2 replicas.
 func testScale(t *testing.T) {
 	s := newStage(t, injectable)
-	l := s.startLoad(s.publish(3))
+	l := s.startHeavyLoad(s.publish(3))
 	first := s.pods()
 	s.kube("scale", "deployment/"+web, "--replicas=5")
 	s.awaitConnected(web, 5)
@@ -164,12 +169,72 @@ func testScale(t *testing.T) {
 
 func testRolloutRestart(t *testing.T) {
 	s := newStage(t, injectable)
-	l := s.startLoad(s.publish(3))
+	l := s.startHeavyLoad(s.publish(3))
 	s.kube("rollout", "restart", "deployment/"+web)
 	s.rolledOut()
 	s.awaitConnected(web, 3)
+	s.awaitAllClosed(l)
 	s.awaitMore(l, 50)
 	s.endLoad(l, time.Time{})
+}
+
+// awaitAllClosed waits until the app has closed all WebSockets that were open at first, since all its pods have gone.
+func (s *stage) awaitAllClosed(l *load) {
+	s.t.Helper()
+	s.await(patience, "the app to close its WebSockets", func() error {
+		if n := l.closedByApp(); n < longLived {
+			return fmt.Errorf("it has closed %d, want %d at least", n, longLived)
+		}
+		return nil
+	})
+}
+
+// testEviction evicts all pods, one after the other, as kubectl drain does: with the Eviction API, and again while a
+// PodDisruptionBudget does not allow it.
+func testEviction(t *testing.T) {
+	s := newStage(t, injectable)
+	url := s.publish(3)
+	s.apply(`apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: web}
+spec:
+  maxUnavailable: 1
+  selector: {matchLabels: {app: web}}`)
+	l := s.startHeavyLoad(url)
+	old, refused := s.pods(), 0
+	for _, name := range slices.Sorted(maps.Keys(old)) {
+		s.await(patience, "the eviction of pod "+name, func() error {
+			var answer struct{}
+			err := env.api.do(s.ctx, http.MethodPost, s.path("pods/"+name+"/eviction"),
+				fmt.Sprintf(`{"apiVersion":"policy/v1","kind":"Eviction","metadata":{"name":%q,"namespace":%q}}`, name, s.ns), &answer)
+			switch {
+			case err == nil:
+			case strings.Contains(err.Error(), ": 404 "): // of the one before only the answer was late
+				return nil
+			case strings.Contains(err.Error(), ": 429 "):
+				refused++
+			}
+			return err
+		})
+	}
+	s.await(patience, "the evicted pods to end", func() error {
+		all, err := pods(s.ctx, s.ns, "app="+web)
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			if old[p.Metadata.Name].Metadata.UID == p.Metadata.UID {
+				return fmt.Errorf("pod %s is still there", p.Metadata.Name)
+			}
+		}
+		return nil
+	})
+	s.rolledOut()
+	s.awaitConnected(web, 3)
+	s.awaitAllClosed(l)
+	s.awaitMore(l, 50)
+	s.endLoad(l, time.Time{})
+	t.Logf("%d evictions were put off", refused)
 }
 
 // testSlowRequests deletes all pods while each of them is at work on a request.
@@ -319,6 +384,59 @@ func testPodKilled(t *testing.T) {
 	s.awaitConnected(web, 3)
 	s.awaitMore(l, 50)
 	s.endLoad(l, killed.Add(time.Second))
+}
+
+// testAppKilled kills the app of one pod. What it was at work on fails, and nothing else.
+func testAppKilled(t *testing.T) {
+	s := newStage(t, injectable)
+	l := s.startHeavyLoad(s.publish(3))
+	before, victim := s.pods(), ""
+	s.await(patience, "a pod with something open", func() error {
+		for name := range before {
+			if l.longOpen(name) > 0 {
+				victim = name
+				return nil
+			}
+		}
+		return errors.New("none has")
+	})
+	process := killProcess(s, before[victim], "demo-app")
+	s.await(patience, "the end of the app", func() error {
+		b, err := os.ReadFile(filepath.Join(process, "stat"))
+		if err == nil && !strings.Contains(string(b), ") Z ") { // a zombie has no files any more
+			err = fmt.Errorf("it is there: %s", b)
+		} else {
+			err = nil
+		}
+		return err
+	})
+	gone := time.Now()
+	s.await(patience, "the app's next start", func() error {
+		p := s.pods()[victim]
+		for _, c := range p.containers() {
+			want := 0
+			if c.Name == "app" {
+				want = 1
+			}
+			if c.RestartCount != want {
+				return fmt.Errorf("container %s was restarted %d times, want %d", c.Name, c.RestartCount, want)
+			}
+		}
+		if !p.ready() {
+			return errors.New("the pod is not ready")
+		}
+		return nil
+	})
+	s.awaitConnected(web, 3)
+	answers := l.from()[victim]
+	s.await(patience, "traffic to the app that is back", func() error {
+		if l.from()[victim] <= answers+5 {
+			return errors.New("it answers nothing")
+		}
+		return nil
+	})
+	s.awaitMore(l, 2*heavyRate)
+	s.judgeLoad(l, func(f failure) bool { return f.at.Before(gone) && (f.server == victim || f.server == "") })
 }
 
 // testAppStops has the app of one pod refuse connections for a while.
