@@ -93,7 +93,7 @@ func newMetrics(version string) *metrics {
 	for _, reason := range []string{tunnel.RejectLimit, tunnel.RejectMalformed, tunnel.RejectNotForwarded, tunnel.RejectType} {
 		m.rejected.WithLabelValues(reason)
 	}
-	for _, reason := range []string{tunnel.LostClosed, tunnel.LostKeepalive, string(endSession), string(endForward)} {
+	for _, reason := range []string{tunnel.LostClosed, tunnel.LostKeepalive, tunnel.LostFlood, string(endSession), string(endForward)} {
 		m.reconnects.WithLabelValues(reason)
 	}
 	return m

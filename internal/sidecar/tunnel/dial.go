@@ -42,7 +42,7 @@ func dialEdge(ctx context.Context, cfg Config) (net.Conn, error) {
 }
 
 // handshake logs in over conn, which it closes when that fails.
-func handshake(ctx context.Context, conn net.Conn, cfg Config) (ssh.Conn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
+func handshake(ctx context.Context, conn net.Conn, cfg Config, flood *flood) (ssh.Conn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
 	// A deadline of the connection bounds the handshake, and closing it ends one that is no longer wanted: the
 	// library knows no contexts.
 	if err := conn.SetDeadline(time.Now().Add(cfg.HandshakeTimeout)); err != nil {
@@ -67,10 +67,10 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config) (ssh.Conn, <-chan
 				return refused
 			}
 			trusted = true
-			return nil
+			return flood.add(floodKeyExchange) // this is called for each key exchange
 		},
 		BannerCallback: func(message string) error {
-			banner = message[:min(len(message), maxBanner)]
+			banner = strings.Clone(message[:min(len(message), maxBanner)])
 			return nil
 		},
 	}

@@ -56,6 +56,7 @@ const comeBackRequest = "come-back@mysocket.io"
 // hearSession listens for when to come back, until the session's requests end. Nothing else that may come there matters.
 func (t *Tunnel) hearSession(requests <-chan *ssh.Request) {
 	for request := range requests {
+		t.useless()
 		var said struct{ Seconds uint32 }
 		if request.Type == comeBackRequest && ssh.Unmarshal(request.Payload, &said) == nil {
 			t.comeBack.Store(int64(time.Duration(said.Seconds) * time.Second))
@@ -80,6 +81,7 @@ func (t *Tunnel) holdSession() {
 		defer close(heard)
 		t.hearSession(requests)
 	}) {
+		ssh.DiscardRequests(requests) // what nobody reads would hold up the closing
 		return
 	}
 	if !t.spawn(func() { _, _ = io.Copy(io.Discard, channel.Stderr()) }) {

@@ -94,6 +94,7 @@ type Tunnel struct {
 	logger  *slog.Logger
 	buffers bufferPool
 	forward forward
+	flood   *flood
 	open    counter
 	dials   chan struct{}
 
@@ -130,7 +131,8 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	sshConn, channels, requests, err := handshake(ctx, conn, cfg)
+	flood := &flood{clock: cfg.Clock}
+	sshConn, channels, requests, err := handshake(ctx, conn, cfg, flood)
 	if err != nil {
 		return nil, err
 	}
@@ -138,6 +140,7 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 		cfg:    cfg,
 		conn:   sshConn,
 		logger: cfg.Logger,
+		flood:  flood,
 		dials:  make(chan struct{}, maxDials),
 		done:   make(chan struct{}),
 		leave:  make(chan struct{}),
@@ -216,7 +219,11 @@ func (t *Tunnel) Close() {
 // watch waits for the end of the connection.
 func (t *Tunnel) watch() {
 	err := t.conn.Wait()
-	t.fail(&LostError{Reason: LostClosed, Err: err})
+	lost, ok := errors.AsType[*LostError](err) // our own refusal of a key exchange
+	if !ok {
+		lost = &LostError{Reason: LostClosed, Err: err}
+	}
+	t.fail(lost)
 	close(t.done)
 }
 
@@ -272,6 +279,7 @@ func (t *Tunnel) request(ctx context.Context, name string, payload []byte) (bool
 // don't know.
 func (t *Tunnel) answerRequests(requests <-chan *ssh.Request) {
 	for request := range requests {
+		t.useless()
 		_ = request.Reply(false, nil)
 	}
 }
