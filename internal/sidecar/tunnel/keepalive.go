@@ -28,6 +28,7 @@ func (t *Tunnel) keepAlive() {
 		if retry.Sleep(t.ctx, t.cfg.Clock, keepaliveEvery) != nil {
 			return
 		}
+		asked := t.cfg.Clock.Now()
 		answered := make(chan error, 1)
 		if !t.spawn(func() {
 			// A failure is an answer as good as any: many servers don't know the request.
@@ -38,8 +39,11 @@ func (t *Tunnel) keepAlive() {
 		}
 		timer := t.cfg.Clock.NewTimer(keepaliveTimeout)
 		select {
-		case <-answered:
+		case err := <-answered:
 			timer.Stop()
+			if err == nil {
+				t.cfg.Observer.RoundTrip(t.cfg.Clock.Now().Sub(asked))
+			}
 		case <-t.ctx.Done():
 			timer.Stop()
 			return

@@ -85,6 +85,10 @@ type Observer interface {
 	DialFailed(reason string)
 	// Rejected counts a visitor that was turned away before the app was asked; reason is one of the Reject constants.
 	Rejected(reason string)
+	// HandshakeTook is told how long a successful SSH handshake took, login included.
+	HandshakeTook(d time.Duration)
+	// RoundTrip is told how long the edge took to answer a keepalive. It comes behind what is under way, as a visitor's bytes do.
+	RoundTrip(d time.Duration)
 }
 
 // Tunnel is a live connection to an edge. Close must be called, also after it ended by itself.
@@ -132,10 +136,12 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 		return nil, err
 	}
 	flood := &flood{clock: cfg.Clock}
+	began := cfg.Clock.Now()
 	sshConn, channels, requests, err := handshake(ctx, conn, cfg, flood)
 	if err != nil {
 		return nil, err
 	}
+	cfg.Observer.HandshakeTook(cfg.Clock.Now().Sub(began))
 	t := &Tunnel{
 		cfg:    cfg,
 		conn:   sshConn,
