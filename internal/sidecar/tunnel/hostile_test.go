@@ -409,13 +409,14 @@ func TestAHostileEdgeBeforeTheLogin(t *testing.T) {
 		name         string
 		first, again []byte
 		banner       bool
+		says         string
 	}{
 		{name: "a version line without end", again: []byte(strings.Repeat("x", 4<<10))},
 		{name: "lines without end", again: []byte(strings.Repeat("hello\r\n", 512))},
 		{name: "an oversized packet", first: []byte(version), again: append([]byte{0x7f, 0xff, 0xff, 0xf8}, make([]byte, 32<<10)...)},
 		{name: "kexinits without end", first: []byte(version), again: kexInit},
-		{name: "ignored packets without end", first: []byte(version), again: plain(append([]byte{2, 0, 0, 1, 0}, make([]byte, 256)...))},
-		{name: "banners without end", banner: true},
+		{name: "ignored packets without end", says: "more than 256 KiB", first: []byte(version), again: plain(append([]byte{2, 0, 0, 1, 0}, make([]byte, 256)...))},
+		{name: "banners without end", says: "more than 256 KiB", banner: true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -436,7 +437,6 @@ func TestAHostileEdgeBeforeTheLogin(t *testing.T) {
 				})
 				cfg := config(&sshtest.Server{Address: address, HostKey: key.PublicKey()}, sshtest.NewKey(t), nil)
 				cfg.DialApp = hungApp
-				cfg.HandshakeTimeout = 2 * time.Second
 				ended := make(chan struct{})
 				var err error
 				var connecting sync.WaitGroup
@@ -449,8 +449,8 @@ func TestAHostileEdgeBeforeTheLogin(t *testing.T) {
 				})
 				most := measure(t, ended)
 				connecting.Wait()
-				if tunnel.FailedStep(err) != tunnel.StepHandshake {
-					t.Errorf("connecting ended with %v, want a failed handshake", err)
+				if tunnel.FailedStep(err) != tunnel.StepHandshake || !strings.Contains(err.Error(), test.says) {
+					t.Errorf("connecting ended with %v, want a failed handshake that says %q", err, test.says)
 				}
 				t.Logf("at most %d KiB and %d goroutines more; %v", most.heap>>10, most.goroutines, err)
 				if most.heap > hostileHeap || most.goroutines > hostileGoroutines {
