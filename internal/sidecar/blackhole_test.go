@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 type sidecarOf struct {
 	sup       *supervisor
 	metrics   *metrics
+	attempted atomic.Pointer[time.Time] // when the newest attempt began to connect
 	connected chan time.Time
 	stop      func()
 }
@@ -32,6 +34,8 @@ func startSidecar(t testing.TB, gateway gateway, clock retry.Clock, random func(
 	s.sup = newSupervisor(&surroundings{
 		gateway: gateway,
 		connect: func(ctx context.Context, cfg tunnel.Config) (edgeTunnel, error) {
+			now := time.Now()
+			s.attempted.Store(&now)
 			tun, err := tunnel.Connect(ctx, cfg)
 			if err != nil {
 				return nil, err
