@@ -343,6 +343,9 @@ func TestTunnelsServeOnWhileTheGatewayIsAway(t *testing.T) {
 	if calls := strings.Join(w.gateway.Calls(), " "); calls != "register" {
 		t.Errorf("calls: %s", calls)
 	}
+	if n := w.agent.metrics.value(t, "handshake_seconds"); n != 2 {
+		t.Errorf("%g handshakes were measured, want 2", n)
+	}
 	w.gateway.Assign()
 	w.gateway.Down.Store(false)
 	edge.AwaitCancel(t)

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"runtime"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -29,6 +30,8 @@ type metrics struct {
 	reconnects       *prometheus.CounterVec
 	connectFailures  *prometheus.CounterVec
 	connectSeconds   prometheus.Histogram
+	handshakeSeconds prometheus.Histogram
+	roundTripSeconds prometheus.Histogram
 	drainSeconds     prometheus.Histogram
 	appCheckFailures prometheus.Counter
 	gatewayRequests  *prometheus.CounterVec
@@ -71,6 +74,14 @@ func newMetrics(version string) *metrics {
 			Buckets: []float64{.025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}),
 	}
+	m.handshakeSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: namespace, Name: "handshake_seconds", Help: "Time that a successful SSH handshake with the edge took, login included.",
+		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
+	})
+	m.roundTripSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: namespace, Name: "round_trip_seconds", Help: "Time that the edge took to answer a keepalive.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 20},
+	})
 	m.drainSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: namespace, Name: "drain_seconds", Help: "Time that a drain took, those that ran out of time included.",
 		Buckets: []float64{.1, .5, 1, 2.5, 5, 10, 25, 60, 300},
@@ -80,7 +91,7 @@ func newMetrics(version string) *metrics {
 	goroutines := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: "goroutines", Help: "Goroutines that exist."},
 		func() float64 { return float64(runtime.NumGoroutine()) })
 	m.registry.MustRegister(m.tunnels, m.assignments, m.streamConnected, m.ready, m.drainingNow, m.openConnections, m.connections, m.connectionsCut,
-		bytes, m.dialFailures, m.rejected, m.reconnects, m.connectFailures, m.connectSeconds, m.drainSeconds, m.appCheckFailures, m.gatewayRequests, build, goroutines)
+		bytes, m.dialFailures, m.rejected, m.reconnects, m.connectFailures, m.connectSeconds, m.handshakeSeconds, m.roundTripSeconds, m.drainSeconds, m.appCheckFailures, m.gatewayRequests, build, goroutines)
 	// Known label values are there from the start, so that rates are right from the first event on.
 	for _, state := range []gatewayapi.State{
 		gatewayapi.StateWaitingForApp, gatewayapi.StateRegistering, gatewayapi.StateConnecting, gatewayapi.StateConnected, gatewayapi.StateDraining,
@@ -93,7 +104,7 @@ func newMetrics(version string) *metrics {
 	for _, reason := range []string{tunnel.RejectLimit, tunnel.RejectMalformed, tunnel.RejectNotForwarded, tunnel.RejectType} {
 		m.rejected.WithLabelValues(reason)
 	}
-	for _, reason := range []string{tunnel.LostClosed, tunnel.LostKeepalive, string(endSession), string(endForward)} {
+	for _, reason := range []string{tunnel.LostClosed, tunnel.LostKeepalive, tunnel.LostFlood, string(endSession), string(endForward)} {
 		m.reconnects.WithLabelValues(reason)
 	}
 	return m
@@ -119,6 +130,9 @@ func (m *metrics) BytesToApp(n int)         { m.bytesToApp.Add(float64(n)) }
 func (m *metrics) BytesToEdge(n int)        { m.bytesToEdge.Add(float64(n)) }
 func (m *metrics) DialFailed(reason string) { m.dialFailures.WithLabelValues(reason).Inc() }
 func (m *metrics) Rejected(reason string)   { m.rejected.WithLabelValues(reason).Inc() }
+
+func (m *metrics) HandshakeTook(d time.Duration) { m.handshakeSeconds.Observe(d.Seconds()) }
+func (m *metrics) RoundTrip(d time.Duration)     { m.roundTripSeconds.Observe(d.Seconds()) }
 
 func (m *metrics) observeGateway(operation, code string) {
 	m.gatewayRequests.WithLabelValues(operation, code).Inc()

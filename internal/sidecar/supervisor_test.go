@@ -355,6 +355,25 @@ func TestBackoffOfASupervisor(t *testing.T) {
 	})
 }
 
+// An edge that floods each connection that it gets is gone to less and less often.
+func TestAnEdgeThatFloodsIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.start()
+		for i, want := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 16 * time.Second} {
+			pass(t, 100*time.Millisecond)
+			b.expectState(gatewayapi.StateConnected)
+			lostAt := time.Since(b.began)
+			b.last().lose(&tunnel.LostError{Reason: tunnel.LostFlood, Err: errors.New("too much")})
+			pass(t, want)
+			attempts := b.attempted()
+			expect(t, "wait", attempts[len(attempts)-1]-lostAt, want)
+			expect(t, "reconnects", b.metrics.value(t, "reconnects_total", "flood"), float64(i+1))
+		}
+		expect(t, "calls", b.gateway.seen(), []string{"register"})
+	})
+}
+
 func TestRetryAfterOfTheGatewayIsHonoured(t *testing.T) {
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 		synctest.Test(t, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -93,3 +94,6 @@ func (c *counts) BytesToApp(n int)  { c.toApp.Add(int64(n)) }
 func (c *counts) BytesToEdge(n int) { c.toEdge.Add(int64(n)) }
 func (c *counts) DialFailed(string) { c.failed.Add(1) }
 func (c *counts) Rejected(string)   { c.rejected.Add(1) }
+
+func (c *counts) HandshakeTook(time.Duration) {}
+func (c *counts) RoundTrip(time.Duration)     {}

@@ -34,6 +34,9 @@ func (t *Tunnel) acceptChannels(channels <-chan ssh.NewChannel) {
 		if reason, code, err := t.admit(channel); err != nil {
 			t.cfg.Observer.Rejected(reason)
 			t.logger.Debug("visitor turned away", "reason", reason, "err", err)
+			if reason == RejectMalformed || reason == RejectType {
+				t.useless() // the other reasons are those of an honest edge, too
+			}
 			_ = channel.Reject(code, err.Error())
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,8 @@ const (
 	// userTimeout is how long sent bytes may stay without an acknowledgement before the kernel drops the connection.
 	userTimeout = 20 * time.Second
 	maxBanner   = 256
+	// maxLogin is how much an edge may send until it has let us in. A handshake with long banners takes a few tens of KiB.
+	maxLogin = 256 << 10
 )
 
 // dialEdge opens the TCP connection to the edge, or one to a proxy that leads to it.
@@ -42,7 +45,7 @@ func dialEdge(ctx context.Context, cfg Config) (net.Conn, error) {
 }
 
 // handshake logs in over conn, which it closes when that fails.
-func handshake(ctx context.Context, conn net.Conn, cfg Config) (ssh.Conn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
+func handshake(ctx context.Context, conn net.Conn, cfg Config, flood *flood) (ssh.Conn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
 	// A deadline of the connection bounds the handshake, and closing it ends one that is no longer wanted: the
 	// library knows no contexts.
 	if err := conn.SetDeadline(time.Now().Add(cfg.HandshakeTimeout)); err != nil {
@@ -67,14 +70,16 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config) (ssh.Conn, <-chan
 				return refused
 			}
 			trusted = true
-			return nil
+			return flood.add(floodKeyExchange) // this is called for each key exchange
 		},
 		BannerCallback: func(message string) error {
-			banner = message[:min(len(message), maxBanner)]
+			banner = strings.Clone(message[:min(len(message), maxBanner)])
 			return nil
 		},
 	}
-	sshConn, channels, requests, err := ssh.NewClientConn(newBufferedConn(conn), cfg.Address, config)
+	login := &loginConn{Conn: newBufferedConn(conn), left: maxLogin}
+	sshConn, channels, requests, err := ssh.NewClientConn(login, cfg.Address, config)
+	login.over.Store(true)
 	if !stop() && err == nil {
 		err = ctx.Err()
 		_ = sshConn.Close()
@@ -97,6 +102,27 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config) (ssh.Conn, <-chan
 	return nil, nil, nil, handshakeError(err, cfg, trusted, banner)
 }
 
+var errLongLogin = fmt.Errorf("it sent more than %d KiB before the login was over", maxLogin>>10)
+
+// loginConn reads no more than left bytes until the login is over.
+type loginConn struct {
+	net.Conn
+	left int // of the one goroutine that reads
+	over atomic.Bool
+}
+
+func (c *loginConn) Read(p []byte) (int, error) {
+	if c.over.Load() {
+		return c.Conn.Read(p)
+	}
+	if c.left == 0 {
+		return 0, errLongLogin
+	}
+	n, err := c.Conn.Read(p[:min(len(p), c.left)])
+	c.left -= n
+	return n, err
+}
+
 // handshakeError finds the step that a failed handshake failed in.
 func handshakeError(err error, cfg Config, trusted bool, banner string) error {
 	if negotiation, ok := errors.AsType[*ssh.AlgorithmNegotiationError](err); ok && strings.Contains(negotiation.What, "host key") {
@@ -108,6 +134,9 @@ func handshakeError(err error, cfg Config, trusted bool, banner string) error {
 			return &StepError{StepHandshake, fmt.Errorf("%s accepted the connection but did not finish the handshake within %s: is it an SSH server? %w",
 				cfg.Address, cfg.HandshakeTimeout, err)}
 		}
+		return &StepError{StepHandshake, fmt.Errorf("no SSH connection with %s: %w", cfg.Address, err)}
+	}
+	if errors.Is(err, errLongLogin) {
 		return &StepError{StepHandshake, fmt.Errorf("no SSH connection with %s: %w", cfg.Address, err)}
 	}
 	// From here on it was the login. An edge that hangs up in the middle of it refuses as clearly as one that says so; a network that

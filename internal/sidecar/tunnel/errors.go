@@ -61,6 +61,7 @@ func fingerprint(key ssh.PublicKey) string {
 const (
 	LostClosed    = "closed"
 	LostKeepalive = "keepalive"
+	LostFlood     = "flood"
 )
 
 // LostError says why a connection that worked is gone.
@@ -71,7 +72,7 @@ type LostError struct {
 
 func (e *LostError) Error() string {
 	switch {
-	case e.Reason == LostKeepalive:
+	case e.Reason == LostKeepalive, e.Reason == LostFlood:
 		return e.Err.Error()
 	case errors.Is(e.Err, io.EOF):
 		return "the edge closed the connection"

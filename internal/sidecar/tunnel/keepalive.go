@@ -28,6 +28,7 @@ func (t *Tunnel) keepAlive() {
 		if retry.Sleep(t.ctx, t.cfg.Clock, keepaliveEvery) != nil {
 			return
 		}
+		asked := t.cfg.Clock.Now()
 		answered := make(chan error, 1)
 		if !t.spawn(func() {
 			// A failure is an answer as good as any: many servers don't know the request.
@@ -38,8 +39,11 @@ func (t *Tunnel) keepAlive() {
 		}
 		timer := t.cfg.Clock.NewTimer(keepaliveTimeout)
 		select {
-		case <-answered:
+		case err := <-answered:
 			timer.Stop()
+			if err == nil {
+				t.cfg.Observer.RoundTrip(t.cfg.Clock.Now().Sub(asked))
+			}
 		case <-t.ctx.Done():
 			timer.Stop()
 			return
@@ -56,6 +60,7 @@ const comeBackRequest = "come-back@mysocket.io"
 // hearSession listens for when to come back, until the session's requests end. Nothing else that may come there matters.
 func (t *Tunnel) hearSession(requests <-chan *ssh.Request) {
 	for request := range requests {
+		t.useless()
 		var said struct{ Seconds uint32 }
 		if request.Type == comeBackRequest && ssh.Unmarshal(request.Payload, &said) == nil {
 			t.comeBack.Store(int64(time.Duration(said.Seconds) * time.Second))
@@ -80,6 +85,7 @@ func (t *Tunnel) holdSession() {
 		defer close(heard)
 		t.hearSession(requests)
 	}) {
+		ssh.DiscardRequests(requests) // what nobody reads would hold up the closing
 		return
 	}
 	if !t.spawn(func() { _, _ = io.Copy(io.Discard, channel.Stderr()) }) {

@@ -85,6 +85,10 @@ type Observer interface {
 	DialFailed(reason string)
 	// Rejected counts a visitor that was turned away before the app was asked; reason is one of the Reject constants.
 	Rejected(reason string)
+	// HandshakeTook is told how long a successful SSH handshake took, login included.
+	HandshakeTook(d time.Duration)
+	// RoundTrip is told how long the edge took to answer a keepalive. It comes behind what is under way, as a visitor's bytes do.
+	RoundTrip(d time.Duration)
 }
 
 // Tunnel is a live connection to an edge. Close must be called, also after it ended by itself.
@@ -94,6 +98,7 @@ type Tunnel struct {
 	logger  *slog.Logger
 	buffers bufferPool
 	forward forward
+	flood   *flood
 	open    counter
 	dials   chan struct{}
 
@@ -130,14 +135,18 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	sshConn, channels, requests, err := handshake(ctx, conn, cfg)
+	flood := &flood{clock: cfg.Clock}
+	began := cfg.Clock.Now()
+	sshConn, channels, requests, err := handshake(ctx, conn, cfg, flood)
 	if err != nil {
 		return nil, err
 	}
+	cfg.Observer.HandshakeTook(cfg.Clock.Now().Sub(began))
 	t := &Tunnel{
 		cfg:    cfg,
 		conn:   sshConn,
 		logger: cfg.Logger,
+		flood:  flood,
 		dials:  make(chan struct{}, maxDials),
 		done:   make(chan struct{}),
 		leave:  make(chan struct{}),
@@ -216,7 +225,11 @@ func (t *Tunnel) Close() {
 // watch waits for the end of the connection.
 func (t *Tunnel) watch() {
 	err := t.conn.Wait()
-	t.fail(&LostError{Reason: LostClosed, Err: err})
+	lost, ok := errors.AsType[*LostError](err) // our own refusal of a key exchange
+	if !ok {
+		lost = &LostError{Reason: LostClosed, Err: err}
+	}
+	t.fail(lost)
 	close(t.done)
 }
 
@@ -272,6 +285,7 @@ func (t *Tunnel) request(ctx context.Context, name string, payload []byte) (bool
 // don't know.
 func (t *Tunnel) answerRequests(requests <-chan *ssh.Request) {
 	for request := range requests {
+		t.useless()
 		_ = request.Reply(false, nil)
 	}
 }

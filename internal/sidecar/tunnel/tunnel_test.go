@@ -30,6 +30,8 @@ type counts struct {
 	opened, closed       int
 	toApp, toEdge        int
 	dialFailed, rejected map[string]int
+	handshakes           int
+	roundTrips           []time.Duration
 }
 
 func newCounts() *counts {
@@ -47,6 +49,12 @@ func (c *counts) BytesToApp(n int)         { c.add(func() { c.toApp += n }) }
 func (c *counts) BytesToEdge(n int)        { c.add(func() { c.toEdge += n }) }
 func (c *counts) DialFailed(reason string) { c.add(func() { c.dialFailed[reason]++ }) }
 func (c *counts) Rejected(reason string)   { c.add(func() { c.rejected[reason]++ }) }
+func (c *counts) HandshakeTook(time.Duration) {
+	c.add(func() { c.handshakes++ })
+}
+func (c *counts) RoundTrip(d time.Duration) {
+	c.add(func() { c.roundTrips = append(c.roundTrips, d) })
+}
 
 func (c *counts) get(f func() int) int {
 	c.mu.Lock()
@@ -453,6 +461,14 @@ func TestAnAnsweredKeepaliveKeepsTheTunnel(t *testing.T) {
 	clock.AwaitTimer(t, 10*time.Second)
 	if err := tun.Err(); err != nil {
 		t.Error(err)
+	}
+	seen := cfg.Observer.(*counts)
+	// The clock stands still between the question and its answer.
+	if n := seen.get(func() int { return len(seen.roundTrips) }); n != 5 || seen.roundTrips[0] != 0 {
+		t.Errorf("%d round trips were measured (%v), want 5 of no time", n, seen.roundTrips)
+	}
+	if n := seen.get(func() int { return seen.handshakes }); n != 1 {
+		t.Errorf("%d handshakes were measured, want 1", n)
 	}
 }
 
