@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -232,8 +233,13 @@ func TestDirectEvents(t *testing.T) {
 	e.Eventf(svc, nil, corev1.EventTypeWarning, "SocketLeft", "Release", "%s", strings.Repeat("é", maxMessage))
 	e.Eventf(svc, nil, corev1.EventTypeNormal, "SocketDeleted", "Release", "the name %s", "x")
 	var list eventsv1.EventList
-	if err := cluster.Client.List(t.Context(), &list, client.InNamespace(s.ns)); err != nil || len(list.Items) != 2 {
-		t.Fatalf("%d Events, %v", len(list.Items), err)
+	if err := cluster.Client.List(t.Context(), &list, client.InNamespace(s.ns)); err != nil {
+		t.Fatal(err)
+	}
+	// The API server itself tells of a new Service whose address its repair loop does not know yet.
+	list.Items = slices.DeleteFunc(list.Items, func(e eventsv1.Event) bool { return e.ReportingController != "mysocket-injector" })
+	if len(list.Items) != 2 {
+		t.Fatalf("%d Events", len(list.Items))
 	}
 	for _, got := range list.Items {
 		if got.Regarding.Kind != "Service" || got.Regarding.APIVersion != "v1" || got.Regarding.Name != "web" || got.Regarding.UID != svc.UID ||

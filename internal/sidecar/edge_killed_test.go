@@ -94,7 +94,7 @@ func killEdge(t *testing.T, start time.Duration) {
 		sidecars = 200
 		sockets  = 8
 		bucket   = 250 * time.Millisecond
-		deadline = 90 * time.Second // the machine may be busy, and back-off doubles
+		deadline = 90 * time.Second // the machine may be busy
 	)
 	// Nobody hears what the killed edge still says, since the way to it is closed. So its drain only takes time, as a start does.
 	edge := edgetest.Start(t, func(cfg *edgeserver.Config) { cfg.Timings.Drain = start })

@@ -323,7 +323,7 @@ func TestBackoffOfASupervisor(t *testing.T) {
 		b.start()
 		pass(t, 60*time.Second)
 		attempts := b.attempted()
-		want := []time.Duration{0, 500, 1500, 3500, 7500, 15500, 31500, 47500}
+		want := []time.Duration{0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 48000}
 		for i, at := range want {
 			if i >= len(attempts) || attempts[i] != at*time.Millisecond {
 				t.Fatalf("attempts began %v, want %v ms", attempts, want)
@@ -360,7 +360,7 @@ func TestAnEdgeThatFloodsIsLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t)
 		b.start()
-		for i, want := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 16 * time.Second} {
+		for i, want := range []time.Duration{500 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 16 * time.Second} {
 			pass(t, 100*time.Millisecond)
 			b.expectState(gatewayapi.StateConnected)
 			lostAt := time.Since(b.began)

@@ -9,8 +9,9 @@ const (
 	maxRetryAfter = 5 * time.Minute
 )
 
-// Backoff spreads attempts with full jitter: the n-th delay is drawn evenly from zero to Min doubled n times, at most
-// Max. Thousands of sidecars that lose one edge at the same moment so come back spread over time.
+// Backoff spreads attempts with full jitter: a delay is drawn evenly from zero to twice what was waited so far, at least Min
+// and at most Max. Thousands of sidecars that lose one edge at the same moment so come back spread over time, and after an
+// outage that was short nobody waits long: by the number of attempts alone, who has drawn a few short delays would.
 //
 // A Backoff is not safe for concurrent use.
 type Backoff struct {
@@ -21,29 +22,23 @@ type Backoff struct {
 	// Random draws from [0, 1).
 	Random func() float64
 
-	failures int
+	waited time.Duration
 }
 
 // Next returns how long to wait before the next attempt. When a server said how long to stay away, that goes in as
 // atLeast, zero otherwise; the jitter comes on top of it. It is then at least half of that time wide: whoever was sent
 // away together must not come back together.
 func (b *Backoff) Next(atLeast time.Duration) time.Duration {
-	ceiling := b.Min
-	for range b.failures {
-		if ceiling >= b.Max {
-			break
-		}
-		ceiling *= 2
-	}
 	atLeast = min(max(atLeast, 0), maxRetryAfter)
-	ceiling = max(min(ceiling, b.Max), atLeast/2)
-	b.failures++
-	return max(floor, time.Duration(b.Random()*float64(ceiling))) + atLeast
+	ceiling := max(min(max(b.Min, 2*b.waited), b.Max), atLeast/2)
+	delay := max(floor, time.Duration(b.Random()*float64(ceiling)))
+	b.waited = min(b.waited+delay, b.Max)
+	return delay + atLeast
 }
 
 // Worked records that what was attempted worked for the given time before it ended.
 func (b *Backoff) Worked(lasted time.Duration) {
 	if lasted >= b.Sustained {
-		b.failures = 0
+		b.waited = 0
 	}
 }

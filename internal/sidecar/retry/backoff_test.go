@@ -12,10 +12,24 @@ import (
 
 func TestBackoffGrowsToItsMaximum(t *testing.T) {
 	b := retry.Backoff{Min: time.Second, Max: 32 * time.Second, Random: func() float64 { return 0.5 }}
-	for i, want := range []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 16 * time.Second} {
+	for i, want := range []time.Duration{500 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 16 * time.Second} {
 		if got := b.Next(0); got != want {
 			t.Errorf("delay %d: got %s, want %s", i, got, want)
 		}
+	}
+}
+
+// TestBackoffAfterAShortOutage: many quick attempts within it are no reason to wait long after it.
+func TestBackoffAfterAShortOutage(t *testing.T) {
+	draw := 0.1
+	b := retry.Backoff{Min: time.Second, Max: 32 * time.Second, Random: func() float64 { return draw }}
+	waited := time.Duration(0)
+	for range 6 {
+		waited += b.Next(0)
+	}
+	draw = 1
+	if got := b.Next(0); got > max(time.Second, 2*waited) {
+		t.Errorf("waits %s after %s", got, waited)
 	}
 }
 
@@ -53,8 +67,8 @@ func TestBackoffStartsAnewOnlyAfterSustainedSuccess(t *testing.T) {
 	b.Next(0)
 	b.Next(0)
 	b.Worked(29 * time.Second)
-	if got := b.Next(0); got != 2*time.Second {
-		t.Errorf("after a short success: got %s, want 2s", got)
+	if got := b.Next(0); got != time.Second {
+		t.Errorf("after a short success: got %s, want 1s", got)
 	}
 	b.Worked(30 * time.Second)
 	if got := b.Next(0); got != 500*time.Millisecond {
