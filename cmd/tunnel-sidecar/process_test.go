@@ -28,7 +28,7 @@ import (
 )
 
 // build builds the program as its image has it, and returns its name.
-func build(t *testing.T) string {
+func build(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "tunnel-sidecar-test")
 	if err != nil {
@@ -162,7 +162,7 @@ func (b *syncBuffer) String() string {
 	return b.buf.String()
 }
 
-func freePort(t *testing.T) string {
+func freePort(t testing.TB) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
