@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -67,6 +68,7 @@ type ServiceReconciler struct {
 	// Secrets reads the Secrets that Services name, without a cache: the control plane may read them only in some namespaces.
 	Secrets client.Reader
 
+	making    sync.Mutex
 	refused   refusals
 	untagged  untagged
 	surplus   surplus
@@ -126,6 +128,12 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, err
 	}
 	socket, found, err := r.find(ctx, svc, me, spec.SocketName, 10*time.Second)
+	if _, named := svc.Annotations[annotations.SocketName]; named && (!found || socket.Tags[me.tag()] != claimOf(spec, want)) {
+		// Two Services of this cluster that ask for one name must not both find that there is none, nor write their tags at the
+		// same moment.
+		r.making.Lock()
+		defer r.making.Unlock()
+	}
 	if err == nil && (!found || len(othersOf(socket, me)) > 0 && (socket.Tags[me.tag()] != claimOf(spec, want) || want.changes(socket, annotations.AppliedOf(svc).Ours))) {
 		// Names are not unique at Mysocket: before one is made, the list must be of now. So must it be before one is changed
 		// that others change, too: all tags are written back.

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -184,6 +185,24 @@ func (b *bare) UpdateSocket(ctx context.Context, k mysocket.Socket) (mysocket.So
 		b.without++
 	}
 	return b.MysocketAPI.UpdateSocket(ctx, k)
+}
+
+// TestServicesOfOneClusterMakeOneAtOnce, and not each one.
+func TestServicesOfOneClusterMakeOneAtOnce(t *testing.T) {
+	s := newSharing(t)
+	var running sync.WaitGroup
+	for _, name := range []string{"a", "b", "c", "d"} {
+		svc := s.service(enabled(annotations.SocketName, "shop"), func(svc *corev1.Service) { svc.Name = name })
+		running.Go(func() {
+			if _, err := s.r.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(svc)}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	running.Wait()
+	if k := s.only(); k.Name != "shop" || len(ownersOf(k)) != 4 {
+		t.Errorf("socket %+v", k)
+	}
 }
 
 // TestTwoClustersMakeOneAtOnce and meet at one of the two, whichever each has told its users.
