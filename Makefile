@@ -15,10 +15,11 @@ help: ## list the targets
 need-go:
 	@hack/need.sh
 	@[ -e /etc/ssl/certs/ca-certificates.crt ] || hack/need.sh update-ca-certificates=ca-certificates
-# -race needs a C compiler; the edge's tests log in with OpenSSH's client.
+# -race needs a C compiler; the edge's tests log in with OpenSSH's client, and fail to with paramiko.
 need-test:
 	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client
 	@[ -e /usr/include/stdlib.h ] || hack/need.sh missing-libc-headers=libc6-dev
+	@[ -e /usr/lib/python3/dist-packages/paramiko ] || hack/need.sh missing-paramiko=python3-paramiko
 
 demo: need-go ## the main job, end to end: cluster, edge, chart, annotated Service, 60 public requests over 3 pods
 	$(E2E) run ./cmd/demo new

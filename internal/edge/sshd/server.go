@@ -183,10 +183,12 @@ func (s *Server) handshake(conn net.Conn) (*connection, <-chan ssh.NewChannel, <
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, nil, nil, err
 	}
-	sshConn, chans, reqs, err := ssh.NewServerConn(conn, s.sshCfg)
+	paced := newPacedConn(conn)
+	sshConn, chans, reqs, err := ssh.NewServerConn(paced, s.sshCfg)
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	paced.over.Store(true)
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, nil, nil, err
 	}

@@ -1,0 +1,59 @@
+package sshd
+
+import (
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// paceBytes are fewer than 16 SSH packets of any cipher, of which the smallest has 28 bytes.
+	paceBytes = 384
+	// pacePause is what the library is given to look at them. A login has about ten such parts.
+	pacePause = 3 * time.Millisecond
+)
+
+// pacedConn gives what a client sends before its login is over to x/crypto/ssh in small parts, with a pause between them.
+//
+// The library reads ahead into a queue of 16 packets. When a login ends in an error while the queue is full, the goroutine
+// that fills it waits for ever, and another one for that: anybody could leave two of them behind with each connection. With
+// fewer packets at a time the error comes first, and the connection is closed by the time the next ones are asked for.
+type pacedConn struct {
+	net.Conn
+	over atomic.Bool // the login
+
+	given  int // bytes since the last pause; of the reader
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newPacedConn(conn net.Conn) *pacedConn {
+	return &pacedConn{Conn: conn, closed: make(chan struct{})}
+}
+
+// Read has one caller at a time, the library's reader.
+func (c *pacedConn) Read(p []byte) (int, error) {
+	if c.over.Load() {
+		return c.Conn.Read(p)
+	}
+	if c.given >= paceBytes {
+		pause := time.NewTimer(pacePause)
+		defer pause.Stop()
+		select {
+		case <-pause.C:
+		case <-c.closed:
+			return 0, net.ErrClosed
+		}
+		c.given = 0
+	}
+	n, err := c.Conn.Read(p[:min(len(p), paceBytes-c.given)])
+	c.given += n
+	return n, err
+}
+
+// Close ends a pause, too.
+func (c *pacedConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}

@@ -1,0 +1,46 @@
+package sshd
+
+import (
+	"errors"
+	"io"
+	"net"
+	"testing"
+)
+
+func TestPacedConn(t *testing.T) {
+	ours, theirs := net.Pipe()
+	c := newPacedConn(ours)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := theirs.Write(make([]byte, 10*paceBytes))
+		sent <- err
+	}()
+	buf := make([]byte, 4096)
+	total := 0
+	for total < 3*paceBytes {
+		n, err := c.Read(buf)
+		if err != nil || n > paceBytes {
+			t.Fatalf("%d bytes at once, %v", n, err)
+		}
+		total += n
+	}
+	c.over.Store(true)
+	if _, err := io.ReadFull(c, buf[:10*paceBytes-total]); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+
+	c.over.Store(false)
+	c.given = paceBytes
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(buf); err == nil || !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("a read after the end: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Errorf("the second Close: %v", err)
+	}
+}
