@@ -52,7 +52,7 @@ func TestStrangersLeaveNothingBehind(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	stacks := make([]byte, 8<<20)
-	left := 0
+	var left int
 	deadline := time.NewTimer(20 * time.Second)
 	defer deadline.Stop()
 	tick := time.NewTicker(50 * time.Millisecond)
