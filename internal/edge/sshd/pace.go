@@ -8,10 +8,14 @@ import (
 )
 
 const (
-	// paceBytes are fewer than 16 SSH packets of any cipher, of which the smallest has 28 bytes.
-	paceBytes = 384
-	// pacePause is what the library is given to look at them. A login has about ten such parts.
+	// paceBytes are 6 SSH packets at most: the smallest, of any cipher, has 28 bytes. So the library has two pauses, and not
+	// one, before there can be 16.
+	paceBytes = 192
+	// pacePause is what the library is given to look at them. A login has fewer than ten such parts.
 	pacePause = 3 * time.Millisecond
+	// keysWrite is the number of the server's write with its part of the keys, after its version and its proposals. Without it
+	// nobody can send what goes into the library's queue.
+	keysWrite = 3
 )
 
 // pacedConn gives what a client sends before its login is over to x/crypto/ssh in small parts, with a pause between them.
@@ -21,7 +25,8 @@ const (
 // fewer packets at a time the error comes first, and the connection is closed by the time the next ones are asked for.
 type pacedConn struct {
 	net.Conn
-	over atomic.Bool // the login
+	over   atomic.Bool // the login
+	writes atomic.Int32
 
 	given  int // bytes since the last pause; of the reader
 	closed chan struct{}
@@ -34,7 +39,7 @@ func newPacedConn(conn net.Conn) *pacedConn {
 
 // Read has one caller at a time, the library's reader.
 func (c *pacedConn) Read(p []byte) (int, error) {
-	if c.over.Load() {
+	if c.over.Load() || c.writes.Load() < keysWrite {
 		return c.Conn.Read(p)
 	}
 	if c.given >= paceBytes {
@@ -50,6 +55,14 @@ func (c *pacedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p[:min(len(p), paceBytes-c.given)])
 	c.given += n
 	return n, err
+}
+
+// Write counts what is written before the login is over.
+func (c *pacedConn) Write(p []byte) (int, error) {
+	if !c.over.Load() {
+		c.writes.Add(1)
+	}
+	return c.Conn.Write(p)
 }
 
 // Close ends a pause, too.

@@ -10,6 +10,12 @@ import (
 func TestPacedConn(t *testing.T) {
 	ours, theirs := net.Pipe()
 	c := newPacedConn(ours)
+	go func() { _, _ = io.CopyN(io.Discard, theirs, keysWrite) }()
+	for range keysWrite {
+		if _, err := c.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	sent := make(chan error, 1)
 	go func() {
 		_, err := theirs.Write(make([]byte, 10*paceBytes))
