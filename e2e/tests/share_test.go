@@ -31,6 +31,7 @@ func TestSharedSocket(t *testing.T) {
 	if err := env.Install(a.ctx, fmt.Sprintf("socketNames.together={%s,%s}", a.ns, b.ns)); err != nil {
 		t.Fatal(err)
 	}
+	awaitControlPlane(a, controlPlaneReplicas) // one with the former values answers for some seconds more
 	const name = "mysocket.io/socket-name=together"
 	for _, s := range []*stage{a, b} {
 		s.apply(s.demoApp("service.yaml"))
