@@ -47,7 +47,7 @@ bench-scale: need-go ## measure only the control plane with 2,000 Services and 2
 	assets=$$($(E2E) run ./cmd/cluster bin); KUBEBUILDER_ASSETS=$$assets go run ./internal/clusterbench scale
 bench-lab: need-go ## measure only what is seen on the whole cluster; leaves it up, make demo-down ends it
 	$(E2E) run ./cmd/measure
-bench-tunnel: need-go ## measure tunnels: ours and OpenSSH's, against our edge and sshd, over plain relays and a long way (about 20 minutes)
+bench-tunnel: need-go ## measure tunnels: ours and OpenSSH's, against our edge and sshd, over plain relays and a long way
 	@hack/need.sh ssh=openssh-client sshd=openssh-server
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/mysocket-edge ./internal/tunnelbench
 	bin/tunnelbench --edge bin/mysocket-edge

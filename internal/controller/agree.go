@@ -24,7 +24,7 @@ var errNotAgreed = errors.New("")
 //	what the Service asks for       the socket                        done
 //	the same as all others          any                               the socket is changed, by whoever comes first
 //	other than some                 is as the Service asks            used as it is
-//	other than some                 is not, and names the Service     the tag says what it asks for now; nothing else is changed
+//	other than some                 is not, and names the Service     its tag gets the new digest; nothing else is changed
 //	other than some                 is not, and does not name it      nothing: it does not use the socket
 //
 // So no owner overwrites what another asks for, and a change is made when the last one has asked for it. The password of a

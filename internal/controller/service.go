@@ -68,7 +68,7 @@ type ServiceReconciler struct {
 	// Secrets reads the Secrets that Services name, without a cache: the control plane may read them only in some namespaces.
 	Secrets client.Reader
 
-	making    sync.Mutex
+	making    sync.Mutex // of sockets whose name was asked for, and of claims to them
 	refused   refusals
 	untagged  untagged
 	surplus   surplus
@@ -128,13 +128,14 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 		return reconcile.Result{}, err
 	}
 	socket, found, err := r.find(ctx, svc, me, spec.SocketName, 10*time.Second)
-	if _, named := svc.Annotations[annotations.SocketName]; named && (!found || socket.Tags[me.tag()] != claimOf(spec, want)) {
+	claim := claimOf(spec, want)
+	if _, named := svc.Annotations[annotations.SocketName]; named && (!found || socket.Tags[me.tag()] != claim) {
 		// Two Services of this cluster that ask for one name must not both find that there is none, nor write their tags at the
 		// same moment.
 		r.making.Lock()
 		defer r.making.Unlock()
 	}
-	if err == nil && (!found || len(othersOf(socket, me)) > 0 && (socket.Tags[me.tag()] != claimOf(spec, want) || want.changes(socket, annotations.AppliedOf(svc).Ours))) {
+	if err == nil && (!found || len(othersOf(socket, me)) > 0 && (socket.Tags[me.tag()] != claim || want.changes(socket, annotations.AppliedOf(svc).Ours))) {
 		// Names are not unique at Mysocket: before one is made, the list must be of now. So must it be before one is changed
 		// that others change, too: all tags are written back.
 		socket, found, err = r.find(ctx, svc, me, spec.SocketName, 0)
@@ -162,7 +163,7 @@ func (r *ServiceReconciler) Reconcile(ctx context.Context, req reconcile.Request
 			return unlessConflict(fmt.Errorf("put a finalizer on Service %s: %w", req, err))
 		}
 	}
-	claimed := !found || socket.Tags[me.tag()] == claimOf(spec, want)
+	claimed := !found || socket.Tags[me.tag()] == claim
 	if socket, err = r.ensureSocket(ctx, svc, me, spec, want, socket, found); err != nil {
 		err = protection.redact(err)
 		if mysocket.IsRefused(err) || errors.Is(err, errIgnored) {

@@ -157,7 +157,7 @@ func TestMissingSecretIsNoConsent(t *testing.T) {
 	}
 }
 
-// TestVoteKeepsThePassword: writing down what a Service asks for now sends the password along, as every write does. Without,
+// TestVoteKeepsThePassword: writing down what a Service asks for sends the password along, as every write does. Without,
 // an API may take the protection away.
 func TestVoteKeepsThePassword(t *testing.T) {
 	s := newSharing(t)

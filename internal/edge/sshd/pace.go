@@ -11,7 +11,7 @@ const (
 	// paceBytes are 6 SSH packets at most: the smallest, of any cipher, has 28 bytes. So the library has two pauses, and not
 	// one, before there can be 16.
 	paceBytes = 192
-	// pacePause is what the library is given to look at them. A login has fewer than ten such parts.
+	// pacePause is what the library is given to look at them. Each part costs a login as much.
 	pacePause = 3 * time.Millisecond
 	// keysWrite is the number of the server's write with its part of the keys, after its version and its proposals. Without it
 	// nobody can send what goes into the library's queue.
