@@ -29,6 +29,9 @@ type Config struct {
 	// TCPPorts are the public ports for tcp sockets. Required.
 	TCPPorts PortRange
 
+	// Visitors says how visitors come in: certificates, redirects, proxies in front.
+	Visitors Visitors
+
 	// AllowRegistration lets strangers make accounts with POST /user.
 	AllowRegistration bool
 	// CAOut and SSHHostKeyOut are files to write the CA certificate (PEM) and the SSH host key (authorized_keys form) to.
@@ -69,6 +72,8 @@ type Timings struct {
 	KeepaliveMisses   int
 	// Drain is how long requests may go on after the edge was told to stop. Everything is over two seconds later.
 	Drain time.Duration
+	// CertificateCheck is how often the files of a certificate are read again.
+	CertificateCheck time.Duration
 }
 
 // DefaultTimings are what a zero Timings means.
@@ -76,6 +81,7 @@ func DefaultTimings() Timings {
 	return Timings{
 		Hold: time.Second, OpenTimeout: 5 * time.Second, Penalty: time.Second, HandshakeTimeout: 10 * time.Second,
 		KeepaliveInterval: 10 * time.Second, KeepaliveMisses: 4, Drain: 6 * time.Second,
+		CertificateCheck: 5 * time.Second,
 	}
 }
 
@@ -84,6 +90,7 @@ func (t *Timings) setDefaults() {
 	for _, p := range []struct{ value, fallback *time.Duration }{
 		{&t.Hold, &d.Hold}, {&t.OpenTimeout, &d.OpenTimeout}, {&t.Penalty, &d.Penalty},
 		{&t.HandshakeTimeout, &d.HandshakeTimeout}, {&t.KeepaliveInterval, &d.KeepaliveInterval}, {&t.Drain, &d.Drain},
+		{&t.CertificateCheck, &d.CertificateCheck},
 	} {
 		if *p.value == 0 {
 			*p.value = *p.fallback
@@ -146,6 +153,7 @@ func (c *Config) Validate() error {
 	if c.ComeBack < 0 || c.ComeBack > MaxComeBack {
 		errs = append(errs, fmt.Errorf("come-back is %s; allowed are 0s to %s", c.ComeBack, MaxComeBack))
 	}
+	errs = append(errs, c.Visitors.validate()...)
 	return errors.Join(errs...)
 }
 

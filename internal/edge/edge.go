@@ -24,6 +24,7 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
 	"github.com/mysocketio/mysocket-injector/internal/edge/sshd"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
+	"github.com/mysocketio/mysocket-injector/internal/edge/tlscert"
 )
 
 const (
@@ -51,6 +52,7 @@ type Edge struct {
 	tcp      *front.TCP
 	servers  []*server
 	sshLn    net.Listener
+	visitors visitors
 	ready    atomic.Bool
 	closing  sync.Once
 }
@@ -142,11 +144,14 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
+	if err := e.openVisitors(m); err != nil {
+		return err
+	}
 	webCert, err := e.keys.Serving("*."+cfg.Domain, cfg.Domain)
 	if err != nil {
 		return err
 	}
-	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.web, webCert)
+	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.web, e.certificates(webCert))
 	if err != nil {
 		return err
 	}
@@ -173,7 +178,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
-	apiServer, err := e.addServer("api-address", "api", cfg.APIAddress, apiHandler, apiCert)
+	apiServer, err := e.addServer("api-address", "api", cfg.APIAddress, apiHandler, e.certificates(apiCert))
 	if err != nil {
 		return err
 	}
@@ -195,7 +200,7 @@ func listen(flag, address string) (net.Listener, error) {
 	return ln, nil
 }
 
-func (e *Edge) addServer(flag, name, address string, handler http.Handler, cert *pki.Serving) (*server, error) {
+func (e *Edge) addServer(flag, name, address string, handler http.Handler, certs *tlscert.Source) (*server, error) {
 	ln, err := listen(flag, address)
 	if err != nil {
 		return nil, err
@@ -208,8 +213,8 @@ func (e *Edge) addServer(flag, name, address string, handler http.Handler, cert 
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog:          slog.NewLogLogger(e.log.With("part", name).Handler(), slog.LevelDebug),
 	}}
-	if cert != nil {
-		s.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.GetCertificate}
+	if certs != nil {
+		s.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.GetCertificate}
 	}
 	e.servers = append(e.servers, s)
 	return s, nil
@@ -289,6 +294,8 @@ func (e *Edge) Run(ctx context.Context) error {
 		}
 	})
 	e.log.Info("listening", "part", "ssh", "address", e.sshLn.Addr().String())
+	stopVisitors := e.runVisitors(&wg)
+	defer stopVisitors()
 	e.ready.Store(true)
 	e.log.Info("ready", "domain", e.cfg.Domain)
 
@@ -300,6 +307,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.ready.Store(false)
 	e.log.Info("draining", "limit", e.cfg.Timings.Drain)
 	e.drain()
+	stopVisitors()
 	wg.Wait()
 	e.Close()
 	e.log.Info("stopped")

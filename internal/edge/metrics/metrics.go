@@ -24,6 +24,8 @@ type Metrics struct {
 	openFailures *prometheus.CounterVec
 	retries      prometheus.Counter
 	held         prometheus.Counter
+
+	*tlsMetrics
 }
 
 // New makes the metrics. tunnels tells how many are connected.
@@ -58,6 +60,7 @@ func New(tunnels func() int) *Metrics {
 	}, func() float64 { return float64(tunnels()) })
 	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.tlsMetrics = newTLSMetrics(m.registry)
 	for _, reason := range []string{Refused, Timeout, Withdrawn, Broken} {
 		m.openFailures.WithLabelValues(reason) // there from the start, so that a first failure is seen as a change
 	}

@@ -1,0 +1,107 @@
+package edge_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge"
+	"github.com/mysocketio/mysocket-injector/internal/edge/edgetest"
+	"github.com/mysocketio/mysocket-injector/internal/edge/tlscert/tlscerttest"
+)
+
+// shown is the certificate that a listener shows for a name, verified against the roots, with the protocol it agreed on.
+func shown(t testing.TB, address, name string, roots *x509.CertPool, protocols ...string) (*x509.Certificate, string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	dialer := tls.Dialer{Config: &tls.Config{ServerName: name, RootCAs: roots, NextProtos: protocols, MinVersion: tls.VersionTLS12}}
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { _ = conn.Close() }()
+	state := conn.(*tls.Conn).ConnectionState()
+	return state.PeerCertificates[0], state.NegotiatedProtocol, nil
+}
+
+func TestCertificateFiles(t *testing.T) {
+	authority := tlscerttest.New(t)
+	dir := t.TempDir()
+	cert, key := authority.Issue(time.Hour, "*.edge.mysocket.test")
+	certPath, keyPath := tlscerttest.Write(t, dir, cert, key)
+	e := edgetest.Start(t, func(c *edge.Config) {
+		c.Visitors.TLSCert, c.Visitors.TLSKey = certPath, keyPath
+		c.Timings.CertificateCheck = 5 * time.Millisecond
+	})
+	a := login(t, e) // The API has the edge's own certificate for an address.
+	s := a.newSocket("http")
+	a.connect(s, appAddress(newApp(t, "app")))
+
+	for _, c := range []struct {
+		what, address, name string
+		roots               *x509.CertPool
+	}{
+		{"a public name", e.HTTPSAddress, s.DNSName, authority.Pool},
+		{"a name that is not in the certificate", e.HTTPSAddress, e.Domain, e.CAPool()},
+		{"the API's name", e.Addresses().API.String(), "api." + e.Domain, authority.Pool},
+		{"another name of the API", e.Addresses().API.String(), "localhost", e.CAPool()},
+	} {
+		_, protocol, err := shown(t, c.address, c.name, c.roots, "h2", "http/1.1")
+		if err != nil || protocol != "h2" {
+			t.Errorf("%s: protocol %q, %v", c.what, protocol, err)
+		}
+	}
+	visitor := &http.Client{Timeout: patience, Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: authority.Pool, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", e.HTTPSAddress)
+		},
+	}}
+	if status, body := get(t, visitor, "https://"+s.DNSName+"/"); status != 200 || body != "Server: app\n" {
+		t.Errorf("got %d %s", status, body)
+	}
+
+	cert, key = authority.Issue(2*time.Hour, "*.edge.mysocket.test")
+	tlscerttest.Write(t, dir, cert, key)
+	want, _ := tls.X509KeyPair(cert, key)
+	eventually(t, "the new certificate to be served", func() bool {
+		got, _, err := shown(t, e.HTTPSAddress, s.DNSName, authority.Pool)
+		return err == nil && got.Equal(want.Leaf)
+	})
+	if got := metric(t, e, "mysocket_edge_certificate_file_expiry_seconds"); got != float64(want.Leaf.NotAfter.Unix()) {
+		t.Errorf("the metric says %f, want %d", got, want.Leaf.NotAfter.Unix())
+	}
+}
+
+func TestVisitorsConfig(t *testing.T) {
+	good := edge.Config{
+		Domain: "edge.test", StatePath: "x.db", APIAddress: ":0", SSHAddress: ":0", HTTPAddress: ":0", HTTPSAddress: ":0", AdminAddress: ":0",
+		TCPPorts: edge.PortRange{Min: 1, Max: 2},
+	}
+	for _, c := range []struct {
+		visitors edge.Visitors
+		says     string
+	}{
+		{edge.Visitors{}, ""},
+		{edge.Visitors{TLSCert: "a", TLSKey: "b"}, ""},
+		{edge.Visitors{TLSCert: "a"}, "tls-cert and tls-key belong together: give both or none"},
+		{edge.Visitors{TLSKey: "a"}, "tls-cert and tls-key belong together: give both or none"},
+	} {
+		cfg := good
+		cfg.Visitors = c.visitors
+		got := ""
+		if err := cfg.Validate(); err != nil {
+			got = err.Error()
+		}
+		if got != c.says {
+			t.Errorf("%+v: %q, want %q", c.visitors, got, c.says)
+		}
+	}
+}
+
