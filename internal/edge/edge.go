@@ -134,7 +134,9 @@ func (e *Edge) build() error {
 	m := metrics.New(e.registry.Count)
 	lines := &feed.Hub{}
 	dispatcher := &front.Dispatcher{Registry: e.registry, Metrics: m, Hold: timings.Hold, OpenTimeout: timings.OpenTimeout}
-	e.web = front.NewWeb(front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web")})
+	webConfig := front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web")}
+	e.visitWeb(&webConfig)
+	e.web = front.NewWeb(webConfig)
 
 	var err error
 	if e.sshLn, err = listen("ssh-address", cfg.SSHAddress); err != nil {

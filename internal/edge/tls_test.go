@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -79,6 +80,44 @@ func TestCertificateFiles(t *testing.T) {
 	}
 }
 
+func TestRedirectHTTP(t *testing.T) {
+	e := edgetest.Start(t, func(c *edge.Config) { c.Visitors.RedirectHTTP = true })
+	a := login(t, e)
+	var s socket
+	a.must("POST", "/socket", map[string]any{"name": "p", "protected_socket": true, "protected_username": "me", "protected_password": "s3cret"}, &s)
+	visitor := e.VisitorClient(t)
+	visitor.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	_, port, _ := net.SplitHostPort(e.HTTPSAddress)
+	there := "https://" + net.JoinHostPort(s.DNSName, port)
+	for _, c := range []struct {
+		method, url, host string
+		status            int
+		location          string
+	}{
+		{"GET", "http://x/", s.DNSName, 308, there + "/"},
+		{"POST", "http://x/a%2Fb/%C3%A9?q=1&a%20b=%zz", s.DNSName + ":8080", 308, there + "/a%2Fb/%C3%A9?q=1&a%20b=%zz"},
+		{"GET", "http://x//other.example/?", strings.ToUpper(s.DNSName), 308, there + "//other.example/?"},
+		{"GET", "http://x/", "other.example", 404, ""},
+		{"GET", "https://" + s.DNSName + "/", "", 401, ""},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), c.method, c.url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.host != "" {
+			req.Host = c.host
+		}
+		resp, err := visitor.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if got := resp.Header.Get("Location"); resp.StatusCode != c.status || got != c.location {
+			t.Errorf("%s %s of %s: %d to %q, want %d to %q", c.method, c.url, c.host, resp.StatusCode, got, c.status, c.location)
+		}
+	}
+}
+
 func TestVisitorsConfig(t *testing.T) {
 	good := edge.Config{
 		Domain: "edge.test", StatePath: "x.db", APIAddress: ":0", SSHAddress: ":0", HTTPAddress: ":0", HTTPSAddress: ":0", AdminAddress: ":0",
@@ -104,4 +143,3 @@ func TestVisitorsConfig(t *testing.T) {
 		}
 	}
 }
-

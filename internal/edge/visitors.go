@@ -3,8 +3,10 @@ package edge
 import (
 	"context"
 	"errors"
+	"net"
 	"sync"
 
+	"github.com/mysocketio/mysocket-injector/internal/edge/front"
 	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
 	"github.com/mysocketio/mysocket-injector/internal/edge/tlscert"
 )
@@ -14,6 +16,8 @@ type Visitors struct {
 	// TLSCert and TLSKey are files (PEM) of a certificate for public names; both or none. They are read again when they
 	// change.
 	TLSCert, TLSKey string
+	// RedirectHTTP answers visitors of the HTTP front with a redirect to the HTTPS front.
+	RedirectHTTP bool
 }
 
 func (v *Visitors) validate() []error {
@@ -42,6 +46,16 @@ func (e *Edge) openVisitors(m *metrics.Metrics) (err error) {
 		}
 	}
 	return nil
+}
+
+// visitWeb sets what the web front does because of the Visitors.
+func (e *Edge) visitWeb(c *front.WebConfig) {
+	if e.cfg.Visitors.RedirectHTTP {
+		c.RedirectPort = func() int {
+			https, _ := e.Addresses().HTTPS.(*net.TCPAddr) // it serves only when all listen
+			return https.Port
+		}
+	}
 }
 
 // certificates are those of a listener whose own one is given.
