@@ -24,7 +24,6 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
 	"github.com/mysocketio/mysocket-injector/internal/edge/sshd"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
-	"github.com/mysocketio/mysocket-injector/internal/edge/tlscert"
 )
 
 const (
@@ -146,17 +145,18 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
-	if err := e.openVisitors(m); err != nil {
-		return err
-	}
 	webCert, err := e.keys.Serving("*."+cfg.Domain, cfg.Domain)
 	if err != nil {
 		return err
 	}
-	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.web, e.certificates(webCert))
+	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.web, nil)
 	if err != nil {
 		return err
 	}
+	if err := e.openVisitors(m, httpServer, httpsServer); err != nil {
+		return err
+	}
+	httpsServer.http.TLSConfig = e.certificates(webCert).Config()
 	host, _, err := net.SplitHostPort(cfg.HTTPAddress)
 	if err != nil {
 		return err
@@ -180,7 +180,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
-	apiServer, err := e.addServer("api-address", "api", cfg.APIAddress, apiHandler, e.certificates(apiCert))
+	apiServer, err := e.addServer("api-address", "api", cfg.APIAddress, apiHandler, e.certificates(apiCert).Config())
 	if err != nil {
 		return err
 	}
@@ -202,7 +202,7 @@ func listen(flag, address string) (net.Listener, error) {
 	return ln, nil
 }
 
-func (e *Edge) addServer(flag, name, address string, handler http.Handler, certs *tlscert.Source) (*server, error) {
+func (e *Edge) addServer(flag, name, address string, handler http.Handler, tlsConfig *tls.Config) (*server, error) {
 	ln, err := listen(flag, address)
 	if err != nil {
 		return nil, err
@@ -212,12 +212,10 @@ func (e *Edge) addServer(flag, name, address string, handler http.Handler, certs
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		TLSConfig:         tlsConfig,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog:          slog.NewLogLogger(e.log.With("part", name).Handler(), slog.LevelDebug),
 	}}
-	if certs != nil {
-		s.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: certs.GetCertificate}
-	}
 	e.servers = append(e.servers, s)
 	return s, nil
 }
@@ -351,6 +349,7 @@ func (e *Edge) Close() {
 		if e.tcp != nil {
 			e.tcp.Close()
 		}
+		e.visitors.close()
 		if e.store != nil {
 			if err := e.store.Close(); err != nil {
 				e.log.Error("close state file", "err", err)

@@ -130,6 +130,12 @@ func TestVisitorsConfig(t *testing.T) {
 		{edge.Visitors{}, ""},
 		{edge.Visitors{TLSCert: "a", TLSKey: "b"}, ""},
 		{edge.Visitors{TLSCert: "a"}, "tls-cert and tls-key belong together: give both or none"},
+		{edge.Visitors{ACMEDirectory: "https://acme.example/directory", ACMEEmail: "a@example.com", ACMECA: "x"}, ""},
+		{edge.Visitors{ACMEDirectory: "http://acme.example/directory"}, `acme-directory "http://acme.example/directory" is not the https:// URL of an ACME directory`},
+		{edge.Visitors{ACMEDirectory: "acme.example"}, `acme-directory "acme.example" is not the https:// URL of an ACME directory`},
+		{edge.Visitors{ACMEEmail: "a@example.com"}, "acme-email needs acme-directory"},
+		{edge.Visitors{ACMECA: "x"}, "acme-ca needs acme-directory"},
+		{edge.Visitors{ACMEDirectory: "https://a", ACMEEmail: "Me <a@b.c>"}, `acme-email "Me <a@b.c>" is not an e-mail address`},
 		{edge.Visitors{TLSKey: "a"}, "tls-cert and tls-key belong together: give both or none"},
 	} {
 		cfg := good

@@ -9,6 +9,7 @@ import (
 // tlsMetrics are those of the certificates that visitors are shown.
 type tlsMetrics struct {
 	fileExpiry prometheus.Gauge
+	orders     *prometheus.CounterVec
 }
 
 func newTLSMetrics(r *prometheus.Registry) *tlsMetrics {
@@ -16,10 +17,31 @@ func newTLSMetrics(r *prometheus.Registry) *tlsMetrics {
 		fileExpiry: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "mysocket_edge_certificate_file_expiry_seconds", Help: "Unix time at which the certificate of --tls-cert expires; 0 without one.",
 		}),
+		orders: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mysocket_edge_acme_orders_total", Help: "Certificates that were ordered from the ACME authority, renewals included, by result.",
+		}, []string{"result"}),
 	}
-	r.MustRegister(m.fileExpiry)
+	r.MustRegister(m.fileExpiry, m.orders)
+	for _, result := range []string{orderObtained, orderFailed} {
+		m.orders.WithLabelValues(result)
+	}
 	return m
 }
 
 // FileCertificateExpires says when the certificate in files expires.
 func (m *tlsMetrics) FileCertificateExpires(at time.Time) { m.fileExpiry.Set(float64(at.Unix())) }
+
+// Results of orders.
+const (
+	orderObtained = "obtained"
+	orderFailed   = "failed"
+)
+
+// OrderDone counts an order of a certificate that ended.
+func (m *tlsMetrics) OrderDone(obtained bool) {
+	if obtained {
+		m.orders.WithLabelValues(orderObtained).Inc()
+	} else {
+		m.orders.WithLabelValues(orderFailed).Inc()
+	}
+}

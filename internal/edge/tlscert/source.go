@@ -16,6 +16,16 @@ type Own interface {
 type Source struct {
 	Own   Own
 	Files *Files
+	ACME  *ACME
+}
+
+// Config is that of a listener for visitors.
+func (s *Source) Config() *tls.Config {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.GetCertificate}
+	if s.ACME != nil {
+		c.GetConfigForClient = s.ACME.challengeConfig
+	}
+	return c
 }
 
 // GetCertificate is for tls.Config. A client that names nothing gets the edge's own certificate.
@@ -27,6 +37,11 @@ func (s *Source) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, e
 func (s *Source) For(name string, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if name != "" && s.Files != nil {
 		if cert := s.Files.certificate(name); cert != nil {
+			return cert, nil
+		}
+	}
+	if name != "" && s.ACME != nil {
+		if cert := s.ACME.certificate(name, hello); cert != nil {
 			return cert, nil
 		}
 	}
