@@ -26,7 +26,7 @@ type Config struct {
 	AdminAddress string
 	// APIHosts are further names and IP addresses in the API's certificate.
 	APIHosts []string
-	// TCPPorts are the public ports for tcp sockets. Required.
+	// TCPPorts are the public ports for tcp and tls sockets. Required.
 	TCPPorts PortRange
 
 	// Visitors says how visitors come in: certificates, redirects, proxies in front.

@@ -163,7 +163,7 @@ func (e *Edge) build() error {
 	}
 	e.tcp = front.NewTCP(front.TCPConfig{
 		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"),
-		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max,
+		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.certificates(webCert).For,
 	})
 	e.sshd = sshd.New(sshd.Config{
 		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Log: e.log.With("part", "ssh"), Version: cfg.Version,
@@ -266,7 +266,7 @@ func portOf(ln net.Listener) int {
 func publicURL(k store.Socket, httpsPort int) string {
 	switch {
 	case k.TCPPort != 0:
-		return fmt.Sprintf("tcp://%s:%d", k.DNSName, k.TCPPort)
+		return fmt.Sprintf("%s://%s:%d", k.Type, k.DNSName, k.TCPPort)
 	case httpsPort == 443:
 		return "https://" + k.DNSName
 	default:
@@ -275,7 +275,7 @@ func publicURL(k store.Socket, httpsPort int) string {
 }
 
 // Run serves until ctx ends, then drains: it takes no more HTTP visitors, lets requests end, tells tunnel clients to
-// reconnect and closes what is left, upgraded connections and those of tcp sockets among it. It returns nil after a
+// reconnect and closes what is left, upgraded connections and those of tcp and tls sockets among it. It returns nil after a
 // proper drain.
 func (e *Edge) Run(ctx context.Context) error {
 	failed := make(chan error, len(e.servers)+1)

@@ -43,7 +43,7 @@ func New(tunnels func() int) *Metrics {
 			Name: "mysocket_edge_requests_in_flight", Help: "Public HTTP requests being answered.",
 		}),
 		connections: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "mysocket_edge_tcp_connections_total", Help: "Public connections to tcp sockets.",
+			Name: "mysocket_edge_tcp_connections_total", Help: "Public connections to tcp and tls sockets.",
 		}),
 		openFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mysocket_edge_channel_open_failures_total", Help: "Channels to an origin that could not be opened, by reason.",
@@ -86,7 +86,7 @@ func (m *Metrics) RequestDone(code int, seconds float64) {
 	m.duration.Observe(seconds)
 }
 
-// Connection counts a connection to a tcp socket.
+// Connection counts a connection to a tcp or tls socket.
 func (m *Metrics) Connection() { m.connections.Inc() }
 
 // Reasons why a channel could not be opened.

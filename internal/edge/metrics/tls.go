@@ -10,6 +10,7 @@ import (
 type tlsMetrics struct {
 	fileExpiry prometheus.Gauge
 	orders     *prometheus.CounterVec
+	handshakes prometheus.Counter
 }
 
 func newTLSMetrics(r *prometheus.Registry) *tlsMetrics {
@@ -20,8 +21,11 @@ func newTLSMetrics(r *prometheus.Registry) *tlsMetrics {
 		orders: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mysocket_edge_acme_orders_total", Help: "Certificates that were ordered from the ACME authority, renewals included, by result.",
 		}, []string{"result"}),
+		handshakes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mysocket_edge_tls_handshake_failures_total", Help: "Public connections to tls sockets that did not agree on TLS.",
+		}),
 	}
-	r.MustRegister(m.fileExpiry, m.orders)
+	r.MustRegister(m.fileExpiry, m.orders, m.handshakes)
 	for _, result := range []string{orderObtained, orderFailed} {
 		m.orders.WithLabelValues(result)
 	}
@@ -45,3 +49,6 @@ func (m *tlsMetrics) OrderDone(obtained bool) {
 		m.orders.WithLabelValues(orderFailed).Inc()
 	}
 }
+
+// HandshakeFailed counts a connection to a tls socket that did not agree on TLS.
+func (m *tlsMetrics) HandshakeFailed() { m.handshakes.Inc() }
