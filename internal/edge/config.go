@@ -65,7 +65,7 @@ type Timings struct {
 	OpenTimeout time.Duration
 	// Penalty is how long a tunnel that failed to open a channel is the last choice.
 	Penalty time.Duration
-	// HandshakeTimeout is how long an SSH client may take to log in.
+	// HandshakeTimeout is how long an SSH client may take to log in, and a visitor of a tls socket to agree on TLS.
 	HandshakeTimeout time.Duration
 	// KeepaliveInterval and KeepaliveMisses say when a silent SSH client is dead.
 	KeepaliveInterval time.Duration

@@ -164,6 +164,7 @@ func (e *Edge) build() error {
 	e.tcp = front.NewTCP(front.TCPConfig{
 		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"),
 		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.certificates(webCert).For,
+		HandshakeTimeout: timings.HandshakeTimeout,
 	})
 	e.sshd = sshd.New(sshd.Config{
 		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Log: e.log.With("part", "ssh"), Version: cfg.Version,

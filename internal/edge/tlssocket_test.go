@@ -3,6 +3,7 @@ package edge_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/mysocketio/mysocket-injector/internal/edge"
 	"github.com/mysocketio/mysocket-injector/internal/edge/edgetest"
 )
 
@@ -185,6 +187,27 @@ func TestTLSSocketStopsWithVisitorsHalfway(t *testing.T) {
 	e = edgetest.Start(t, edgetest.SameState(e))
 	if _, _, err := shown(t, publicAddress(s), s.DNSName, e.CAPool()); err != nil {
 		t.Errorf("after a restart: %v", err)
+	}
+}
+
+// A visitor who connects and says nothing, or stops in the middle, is closed in time.
+func TestTLSSocketsSilentVisitor(t *testing.T) {
+	e := edgetest.Start(t, func(c *edge.Config) { c.Timings.HandshakeTimeout = 300 * time.Millisecond })
+	a := login(t, e)
+	s := a.newSocket("tls")
+	for _, says := range []string{"", "\x16\x03\x01\x02\x00\x01"} {
+		conn, err := net.Dial("tcp", publicAddress(s))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		_, _ = io.WriteString(conn, says)
+		_, err = io.Copy(io.Discard, conn)
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			t.Errorf("after %q the connection stays open", says)
+		}
+		_ = conn.Close()
 	}
 }
 

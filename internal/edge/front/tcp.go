@@ -36,8 +36,9 @@ type TCPConfig struct {
 	// Host is the address to listen on, empty for all; MinPort and MaxPort the public ports to give away.
 	Host             string
 	MinPort, MaxPort int
-	// Certificate finds those of tls sockets.
-	Certificate Certificate
+	// Certificate finds those of tls sockets, HandshakeTimeout is how long their visitors may take to agree on TLS.
+	Certificate      Certificate
+	HandshakeTimeout time.Duration
 }
 
 // TCP listens on the public ports of tcp and tls sockets. Make it with NewTCP.
@@ -214,7 +215,7 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, config *tls.Config, sock
 	plain := conn
 	if config != nil {
 		var err error
-		if plain, err = endTLS(ctx, conn, config); err != nil {
+		if plain, err = endTLS(ctx, conn, config, f.cfg.HandshakeTimeout); err != nil {
 			f.cfg.Metrics.HandshakeFailed()
 			f.cfg.Log.Info("connection refused", "socket", socket.ID, "visitor", visitor.Addr().String(), "err", err)
 			return

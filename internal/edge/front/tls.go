@@ -9,9 +9,6 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
-// handshakeTimeout is how long a visitor of a tls socket may take to agree on keys, as on the HTTPS front.
-const handshakeTimeout = 10 * time.Second
-
 // Certificate finds the certificate of a public name.
 type Certificate func(name string, hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 
@@ -34,8 +31,8 @@ func (f *TCP) tlsOf(socket store.Socket) *tls.Config {
 }
 
 // endTLS agrees with the visitor on keys. What comes out of the connection then is what goes to the app.
-func endTLS(ctx context.Context, conn net.Conn, config *tls.Config) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+func endTLS(ctx context.Context, conn net.Conn, config *tls.Config, limit time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	secure := tls.Server(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
