@@ -45,6 +45,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--ssh-address", ":99999"}, 2, `--ssh-address ":99999" has no port`},
 		{[]string{"serve", "--tcp-ports", "9-1"}, 2, `--tcp-ports "9-1" is not a range`},
 		{[]string{"serve", "--api-hosts", "a.example, b c"}, 2, `--api-hosts: "b c"`},
+		{[]string{"serve", "--tls-cert", "x.pem"}, 2, "--tls-cert and tls-key belong together"},
 		{[]string{"serve", "--log-level", "loud"}, 2, `--log-level "loud"`},
 		{[]string{"serve", "--log-format", "xml"}, 2, `--log-format "xml"`},
 		{[]string{"serve", "--state", "/nonexistent/x.db", "--ssh-address", "127.0.0.1:0"}, 1, "/nonexistent"},

@@ -120,8 +120,8 @@ func TestUnsupportedIsRefused(t *testing.T) {
 		body string
 		says string
 	}{
-		{`"socket_type": "tls"`, "http, https and tcp"},
-		{`"socket_type": "ssh"`, "http, https and tcp"},
+		{`"socket_type": "ssh"`, "http, https, tcp and tls"},
+		{`"socket_type": "database"`, "http, https, tcp and tls"},
 		{`"cloud_authentication_enabled": true`, "cloud authentication"},
 		{`"cloud_authentication_email_allowed_addressses": ["a@b.c"]`, "cloud authentication"},
 		{`"cloud_authentication_email_allowed_domains": ["b.c"]`, "cloud authentication"},
@@ -134,6 +134,7 @@ func TestUnsupportedIsRefused(t *testing.T) {
 		{`"protected_username": "u", "protected_password": "p"`, "protected_socket"},
 		{`"protected_socket": true, "protected_username": "a:b", "protected_password": "p"`, "colon"},
 		{`"protected_socket": true, "protected_username": "a", "protected_password": "p", "socket_type": "tcp"`, "protected_socket"},
+		{`"protected_socket": true, "protected_username": "a", "protected_password": "p", "socket_type": "tls"`, "protected_socket"},
 		{`"name": ""`, "name"},
 		{`"name": "a\nb"`, "control"},
 		{`"name": "` + strings.Repeat("x", 300) + `"`, "256"},

@@ -26,8 +26,11 @@ type Config struct {
 	AdminAddress string
 	// APIHosts are further names and IP addresses in the API's certificate.
 	APIHosts []string
-	// TCPPorts are the public ports for tcp sockets. Required.
+	// TCPPorts are the public ports for tcp and tls sockets. Required.
 	TCPPorts PortRange
+
+	// Visitors says how visitors come in: certificates, redirects, proxies in front.
+	Visitors Visitors
 
 	// AllowRegistration lets strangers make accounts with POST /user.
 	AllowRegistration bool
@@ -62,13 +65,15 @@ type Timings struct {
 	OpenTimeout time.Duration
 	// Penalty is how long a tunnel that failed to open a channel is the last choice.
 	Penalty time.Duration
-	// HandshakeTimeout is how long an SSH client may take to log in.
+	// HandshakeTimeout is how long an SSH client may take to log in, and a visitor of a tls socket to agree on TLS.
 	HandshakeTimeout time.Duration
 	// KeepaliveInterval and KeepaliveMisses say when a silent SSH client is dead.
 	KeepaliveInterval time.Duration
 	KeepaliveMisses   int
 	// Drain is how long requests may go on after the edge was told to stop. Everything is over two seconds later.
 	Drain time.Duration
+	// CertificateCheck is how often the files of a certificate are read again.
+	CertificateCheck time.Duration
 }
 
 // DefaultTimings are what a zero Timings means.
@@ -76,6 +81,7 @@ func DefaultTimings() Timings {
 	return Timings{
 		Hold: time.Second, OpenTimeout: 5 * time.Second, Penalty: time.Second, HandshakeTimeout: 10 * time.Second,
 		KeepaliveInterval: 10 * time.Second, KeepaliveMisses: 4, Drain: 6 * time.Second,
+		CertificateCheck: 5 * time.Second,
 	}
 }
 
@@ -84,6 +90,7 @@ func (t *Timings) setDefaults() {
 	for _, p := range []struct{ value, fallback *time.Duration }{
 		{&t.Hold, &d.Hold}, {&t.OpenTimeout, &d.OpenTimeout}, {&t.Penalty, &d.Penalty},
 		{&t.HandshakeTimeout, &d.HandshakeTimeout}, {&t.KeepaliveInterval, &d.KeepaliveInterval}, {&t.Drain, &d.Drain},
+		{&t.CertificateCheck, &d.CertificateCheck},
 	} {
 		if *p.value == 0 {
 			*p.value = *p.fallback
@@ -146,6 +153,7 @@ func (c *Config) Validate() error {
 	if c.ComeBack < 0 || c.ComeBack > MaxComeBack {
 		errs = append(errs, fmt.Errorf("come-back is %s; allowed are 0s to %s", c.ComeBack, MaxComeBack))
 	}
+	errs = append(errs, c.Visitors.validate()...)
 	return errors.Join(errs...)
 }
 

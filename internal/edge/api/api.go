@@ -26,7 +26,7 @@ const maxBody = 1 << 20
 
 // Hooks are what the rest of the edge does when objects come and go.
 type Hooks interface {
-	// ReservePort finds a free public port for a tcp socket and listens on it. It returns ErrNoPort if there is none.
+	// ReservePort finds a free public port for a tcp or tls socket and listens on it. It returns ErrNoPort if there is none.
 	ReservePort() (int, error)
 	// SocketCreated is called when a socket is stored, and says where to send what arrives on its port.
 	SocketCreated(store.Socket)
@@ -37,8 +37,8 @@ type Hooks interface {
 	TunnelDeleted(store.Tunnel)
 }
 
-// ErrNoPort means that all public ports for tcp sockets are taken.
-var ErrNoPort = errors.New("no public port is free for a tcp socket")
+// ErrNoPort means that all public ports for tcp and tls sockets are taken.
+var ErrNoPort = errors.New("no public port is free for the socket")
 
 // Config are the parts an API is made of. All are required unless said otherwise.
 type Config struct {

@@ -144,9 +144,9 @@ func (a *API) makeSocket(user store.User, form socketForm, put func(store.Socket
 	if form.Type != nil && *form.Type != "" {
 		k.Type = store.SocketType(*form.Type)
 		switch k.Type {
-		case store.TypeHTTP, store.TypeHTTPS, store.TypeTCP:
+		case store.TypeHTTP, store.TypeHTTPS, store.TypeTCP, store.TypeTLS:
 		default:
-			return store.Socket{}, nil, badRequest("socket_type %q is not supported by this edge; it supports http, https and tcp", truncate(*form.Type, 50))
+			return store.Socket{}, nil, badRequest("socket_type %q is not supported by this edge; it supports http, https, tcp and tls", truncate(*form.Type, 50))
 		}
 	}
 	if err := form.apply(&k); err != nil {
@@ -155,7 +155,7 @@ func (a *API) makeSocket(user store.User, form socketForm, put func(store.Socket
 	if k.Name == "" {
 		return store.Socket{}, nil, badRequest("name is missing: give the socket a name")
 	}
-	if k.Type == store.TypeTCP {
+	if !k.Type.Web() {
 		port, err := a.cfg.Hooks.ReservePort()
 		if err != nil {
 			return store.Socket{}, nil, err

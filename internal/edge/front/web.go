@@ -34,6 +34,8 @@ type WebConfig struct {
 	Metrics    *metrics.Metrics
 	Feed       *feed.Hub
 	Log        *slog.Logger
+	// RedirectPort returns the port of the HTTPS front, to which plain HTTP is redirected; nil if it is not.
+	RedirectPort func() int
 }
 
 // Web is the handler of the HTTP and HTTPS fronts. Make it with NewWeb.
@@ -99,6 +101,9 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	v.socket = socket
+	if w.toHTTPS(rec, r, v) { // before anybody is asked for a password
+		return
+	}
 	if !authorized(r, socket.Protection) {
 		rec.Header().Set("WWW-Authenticate", `Basic realm="protected socket", charset="UTF-8"`)
 		w.page(rec, r, v, http.StatusUnauthorized, "This socket is protected. Give its user name and password.")

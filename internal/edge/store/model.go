@@ -23,6 +23,8 @@ const (
 	TypeHTTP  SocketType = "http"
 	TypeHTTPS SocketType = "https"
 	TypeTCP   SocketType = "tcp"
+	// TypeTLS is TCP to the app, and TLS to visitors.
+	TypeTLS SocketType = "tls"
 )
 
 // Web says whether visitors reach the socket by host name on the HTTP and HTTPS fronts.

@@ -73,6 +73,8 @@ type Store struct {
 	tokens    map[string]*AccessToken
 	// ports maps the local ports of an account to its tunnels.
 	ports map[string]map[int]string
+
+	blobLocks blobLocks
 }
 
 // Open opens the state file, and makes it (mode 0600) if there is none. now may be nil.
