@@ -2,7 +2,6 @@ package edge_test
 
 import (
 	"net"
-	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -10,12 +9,6 @@ import (
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/edgetest"
-)
-
-// paramiko is where Debian's package has it. Another Python may be first in the path.
-const (
-	python   = "/usr/bin/python3"
-	paramiko = "/usr/lib/python3/dist-packages/paramiko"
 )
 
 // strangers make connections, agree on keys, and send many packets that have no place before a login.
@@ -40,9 +33,7 @@ for i in range(int(sys.argv[3])):
 
 // TestStrangersLeaveNothingBehind: whoever can't log in must not cost memory for good.
 func TestStrangersLeaveNothingBehind(t *testing.T) {
-	if _, err := os.Stat(paramiko); err != nil {
-		t.Skip("needs the Debian package python3-paramiko (make test installs it)")
-	}
+	needParamiko(t)
 	edge := edgetest.Start(t)
 	host, port, err := net.SplitHostPort(edge.SSHAddress)
 	if err != nil {

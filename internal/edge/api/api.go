@@ -80,9 +80,9 @@ func New(cfg Config) *API {
 // ServeHTTP answers one request.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	rec := &statusRecorder{ResponseWriter: w, status: http.StatusOK}
-	rec.Header().Set("Cache-Control", "no-store")
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	rec := &statusRecorder{ResponseWriter: w, status: http.StatusOK, body: r.Body}
+	rec.Header().Set("Cache-Control", "no-store")
 	a.handler.ServeHTTP(rec, r)
 	a.cfg.Log.Info("api request", "method", truncate(r.Method, 20), "path", truncate(r.URL.Path, 200), "status", rec.status,
 		"remote", r.RemoteAddr, "ms", time.Since(start).Milliseconds())
@@ -91,9 +91,13 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type statusRecorder struct {
 	http.ResponseWriter
 	status int
+	body   io.Reader
 }
 
+// WriteHeader reads what nobody wanted of the request's body before the answer begins: an HTTP/2 server that answers first resets the
+// stream, and curl takes that for an error although it has the answer.
 func (s *statusRecorder) WriteHeader(code int) {
+	_, _ = io.Copy(io.Discard, s.body) // bounded, in bytes and in time
 	s.status = code
 	s.ResponseWriter.WriteHeader(code)
 }

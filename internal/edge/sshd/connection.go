@@ -84,14 +84,12 @@ func (c *connection) close(reason string) {
 		return
 	}
 	c.closed, c.reason = true, reason
-	forwards := c.forwards
-	c.forwards = nil
 	sessions := make([]*session, 0, len(c.sessions))
 	for s := range c.sessions {
 		sessions = append(sessions, s)
 	}
 	c.mu.Unlock()
-	for _, f := range forwards {
+	for _, f := range c.takeForwards() {
 		c.withdraw(f)
 	}
 	// The farewell must not wait for a peer that does not read.
@@ -103,6 +101,15 @@ func (c *connection) close(reason string) {
 		s.close()
 	}
 	_ = c.ssh.Close()
+}
+
+// takeForwards takes all forwards from the connection; the caller withdraws them.
+func (c *connection) takeForwards() []*forward {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	forwards := c.forwards
+	c.forwards = nil
+	return forwards
 }
 
 // serves says whether the connection logged in for, or now forwards, the socket or the tunnel.
