@@ -9,6 +9,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 const (
@@ -68,6 +69,7 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 	// The transport is gone: out of the rotation first, everything else after.
 	c.close("the client disconnected")
 	close(c.done)
+	sshguard.Drain(c.ssh)
 	c.wg.Wait()
 	c.server.forget(c)
 	c.mu.Lock()

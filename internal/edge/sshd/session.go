@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 const (
@@ -56,6 +58,7 @@ func (c *connection) handleChannels(chans <-chan ssh.NewChannel) {
 		}
 		ch, reqs, err := nc.Accept()
 		if err != nil {
+			c.wg.Go(func() { sshguard.DiscardRequests(nc) })
 			continue
 		}
 		s := &session{ch: ch, done: make(chan struct{})}
