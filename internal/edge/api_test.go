@@ -364,3 +364,26 @@ func TestRegistration(t *testing.T) {
 func publicLine() string {
 	return "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 }
+
+// TestHeadersAreBounded: a stranger's headers are read up to a bound.
+func TestHeadersAreBounded(t *testing.T) {
+	e := edgetest.Start(t)
+	a := login(t, e)
+	a.client.Transport.(*http.Transport).ForceAttemptHTTP2 = false
+	for size, want := range map[int]int{100 << 10: 200, 300 << 10: 431} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", e.APIURL+"/organization", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Access-Token", a.token)
+		req.Header.Set("X-Client-Version", strings.Repeat("x", size))
+		resp, err := a.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%d bytes of headers: %d, want %d", size, resp.StatusCode, want)
+		}
+	}
+}

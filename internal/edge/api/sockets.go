@@ -57,7 +57,10 @@ type socketAnswer struct {
 	AllowedDomains       []string          `json:"cloud_authentication_email_allowed_domains"`
 	UpstreamType         string            `json:"upstream_type"`
 	UpstreamHTTPHostname string            `json:"upstream_http_hostname"`
+	UpstreamUsername     string            `json:"upstream_username"`
+	UpstreamPassword     string            `json:"upstream_password"`
 	CustomDomains        []string          `json:"custom_domains"`
+	PolicyNames          []string          `json:"policy_names"`
 	Tags                 map[string]string `json:"tags"`
 }
 
@@ -65,7 +68,7 @@ func (a *API) answerSocket(k store.Socket, tunnels []store.Tunnel) socketAnswer 
 	ans := socketAnswer{
 		SocketID: k.ID, Name: k.Name, Description: k.Description, DNSName: k.DNSName, Type: string(k.Type),
 		TCPPorts: a.cfg.WebPorts, UserName: sshUser(k.UserID), Tunnels: a.answerTunnels(tunnels),
-		AllowedEmails: []string{}, AllowedDomains: []string{}, CustomDomains: []string{},
+		AllowedEmails: []string{}, AllowedDomains: []string{}, CustomDomains: []string{}, PolicyNames: []string{},
 		UpstreamHTTPHostname: k.UpstreamHTTPHostname, Tags: k.Tags,
 	}
 	if k.TCPPort != 0 {

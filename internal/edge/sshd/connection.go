@@ -9,6 +9,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 const (
@@ -68,6 +69,7 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 	// The transport is gone: out of the rotation first, everything else after.
 	c.close("the client disconnected")
 	close(c.done)
+	sshguard.Drain(c.ssh)
 	c.wg.Wait()
 	c.server.forget(c)
 	c.mu.Lock()
@@ -84,14 +86,12 @@ func (c *connection) close(reason string) {
 		return
 	}
 	c.closed, c.reason = true, reason
-	forwards := c.forwards
-	c.forwards = nil
 	sessions := make([]*session, 0, len(c.sessions))
 	for s := range c.sessions {
 		sessions = append(sessions, s)
 	}
 	c.mu.Unlock()
-	for _, f := range forwards {
+	for _, f := range c.takeForwards() {
 		c.withdraw(f)
 	}
 	// The farewell must not wait for a peer that does not read.
@@ -103,6 +103,15 @@ func (c *connection) close(reason string) {
 		s.close()
 	}
 	_ = c.ssh.Close()
+}
+
+// takeForwards takes all forwards from the connection; the caller withdraws them.
+func (c *connection) takeForwards() []*forward {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	forwards := c.forwards
+	c.forwards = nil
+	return forwards
 }
 
 // serves says whether the connection logged in for, or now forwards, the socket or the tunnel.

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 // The reasons why the app did not take a visitor, also labels of metrics.
@@ -93,7 +95,8 @@ func (t *Tunnel) serve(channel ssh.NewChannel) {
 	t.lastDial.Store(t.cfg.Clock.Now().UnixNano())
 	accepted, requests, err := channel.Accept()
 	if err != nil {
-		return // the connection is gone
+		sshguard.DiscardRequests(channel) // the connection is gone
+		return
 	}
 	t.cfg.Observer.ConnectionOpened()
 	defer t.cfg.Observer.ConnectionClosed()

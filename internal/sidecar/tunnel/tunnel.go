@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 // The bounds of one connection.
@@ -288,6 +289,7 @@ func (t *Tunnel) answerRequests(requests <-chan *ssh.Request) {
 		t.useless()
 		_ = request.Reply(false, nil)
 	}
+	sshguard.Drain(t.conn)
 }
 
 // counter counts what is open and tells when nothing is.
