@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -57,7 +58,7 @@ func serve(ctx context.Context, args []string, stderr io.Writer) int {
 }
 
 func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Logger, code int, ok bool) {
-	fs := newFlags("mysocket-edge serve", "Runs the edge until SIGTERM or SIGINT, which drain it.", stderr)
+	fs := newFlags("mysocket-edge serve", "Runs the edge until SIGTERM or SIGINT, which drain it. Each flag may also be given as an environment variable,\nMYSOCKET_EDGE_API_ADDRESS for --api-address, or in a file; see --config.", stderr)
 	fs.StringVar(&cfg.Domain, "domain", "edge.mysocket.test", "parent `domain` of all public names; point *.DOMAIN at this machine")
 	fs.StringVar(&cfg.StatePath, "state", "./mysocket-edge.db", "state `file`: accounts, sockets, tunnels and keys; made with mode 0600 if there is none")
 	fs.StringVar(&cfg.APIAddress, "api-address", ":8443", "`address` of the REST API (HTTPS), host:port")
@@ -73,7 +74,8 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	fs.StringVar(&cfg.SSHHostKeyOut, "ssh-host-key-out", "", "`file` to write the SSH host key to (authorized_keys form)")
 	level := fs.String("log-level", "info", "`level` of the log: debug, info, warn or error; info has a line for each request")
 	format := fs.String("log-format", "text", "`format` of the log on stderr: text or json")
-	if code, ok := parse(fs, args, stderr); !ok {
+	layers, code, ok := parseLayers(fs, args, os.Environ(), stderr)
+	if !ok {
 		return cfg, nil, code, false
 	}
 
@@ -91,7 +93,7 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	}
 	if err := errors.Join(logErr, portsErr, cfg.Validate()); err != nil {
 		for _, line := range strings.Split(err.Error(), "\n") {
-			_, _ = fmt.Fprintln(stderr, "mysocket-edge serve: --"+line)
+			_, _ = fmt.Fprintln(stderr, "mysocket-edge serve: "+layers.place(line))
 		}
 		return cfg, nil, 2, false
 	}
