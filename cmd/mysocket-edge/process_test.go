@@ -85,6 +85,14 @@ type process struct {
 // startProcess runs the program until the test ends, and returns when it is ready. wrap is what runs it, if anything.
 func startProcess(t testing.TB, state string, wrap []string, flags ...string) *process {
 	t.Helper()
+	p := launch(t, state, wrap, flags...)
+	p.wait("ready", func() bool { return p.stderr.has("msg=ready") })
+	return p
+}
+
+// launch does not wait.
+func launch(t testing.TB, state string, wrap []string, flags ...string) *process {
+	t.Helper()
 	p := &process{t: t, state: state, stderr: &edgeLog{}, exited: make(chan struct{})}
 	args := append(append(wrap, program(t), "serve", "--state", state, "--domain", "edge.example.com", "--api-address", "127.0.0.1:0", "--ssh-address", "127.0.0.1:0",
 		"--http-address", "127.0.0.1:0", "--https-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0"), flags...)
@@ -98,7 +106,6 @@ func startProcess(t testing.TB, state string, wrap []string, flags ...string) *p
 		close(p.exited)
 	}()
 	t.Cleanup(p.kill)
-	p.wait("ready", func() bool { return p.stderr.has("msg=ready") })
 	return p
 }
 
