@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -57,9 +58,9 @@ func serve(ctx context.Context, args []string, stderr io.Writer) int {
 }
 
 func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Logger, code int, ok bool) {
-	fs := newFlags("mysocket-edge serve", "Runs the edge until SIGTERM or SIGINT, which drain it.", stderr)
+	fs := newFlags("mysocket-edge serve", "Runs the edge until SIGTERM or SIGINT, which drain it. Each flag may also be given as an environment variable,\nMYSOCKET_EDGE_API_ADDRESS for --api-address, or in a file; see --config.", stderr)
 	fs.StringVar(&cfg.Domain, "domain", "edge.mysocket.test", "parent `domain` of all public names; point *.DOMAIN at this machine")
-	fs.StringVar(&cfg.StatePath, "state", "./mysocket-edge.db", "state `file`: accounts, sockets, tunnels and keys; made with mode 0600 if there is none")
+	fs.StringVar(&cfg.StatePath, "state", defaultState, "state `file`: accounts, sockets, tunnels and keys; made with mode 0600 if there is none")
 	fs.StringVar(&cfg.APIAddress, "api-address", ":8443", "`address` of the REST API (HTTPS), host:port")
 	fs.StringVar(&cfg.SSHAddress, "ssh-address", ":22", "`address` of the SSH server that tunnels log in to, host:port")
 	fs.StringVar(&cfg.HTTPAddress, "http-address", ":80", "`address` of the public HTTP front, host:port; its host is also that of tcp and tls sockets")
@@ -72,9 +73,11 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	visitorFlags(fs, &cfg.Visitors)
 	fs.StringVar(&cfg.CAOut, "ca-out", "", "`file` to write the certificate of the edge's own authority to (PEM)")
 	fs.StringVar(&cfg.SSHHostKeyOut, "ssh-host-key-out", "", "`file` to write the SSH host key to (authorized_keys form)")
+	socket := fs.String("control-socket", "", "Unix `socket` for the user, token and backup commands, mode 0600; STATE.sock if empty, \"off\" for none")
 	level := fs.String("log-level", "info", "`level` of the log: debug, info, warn or error; info has a line for each request")
 	format := fs.String("log-format", "text", "`format` of the log on stderr: text or json")
-	if code, ok := parse(fs, args, stderr); !ok {
+	layers, code, ok := parseLayers(fs, args, os.Environ(), stderr)
+	if !ok {
 		return cfg, nil, code, false
 	}
 
@@ -85,6 +88,7 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 		ports = edge.PortRange{Min: 1, Max: 1} // Already said; the rest is validated still.
 	}
 	cfg.TCPPorts = ports
+	cfg.ControlSocket = controlSocket(*socket, cfg.StatePath)
 	for _, host := range strings.Split(*apiHosts, ",") {
 		if host = strings.TrimSpace(host); host != "" {
 			cfg.APIHosts = append(cfg.APIHosts, host)
@@ -92,7 +96,7 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	}
 	if err := errors.Join(logErr, portsErr, cfg.Validate()); err != nil {
 		for _, line := range strings.Split(err.Error(), "\n") {
-			_, _ = fmt.Fprintln(stderr, "mysocket-edge serve: --"+line)
+			_, _ = fmt.Fprintln(stderr, "mysocket-edge serve: "+layers.place(line))
 		}
 		return cfg, nil, 2, false
 	}

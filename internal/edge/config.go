@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge/control"
 )
 
 // Config says what an edge is and where it listens. The zero value of every optional field is its default.
@@ -41,6 +43,9 @@ type Config struct {
 	// ComeBack is what tunnel clients are told when the edge stops: to come back after that time. Zero says nothing; at most
 	// MaxComeBack.
 	ComeBack time.Duration
+
+	// ControlSocket is the Unix socket for the operator's commands; none if empty.
+	ControlSocket string
 
 	// PasswordCost is the bcrypt cost of account passwords; bcrypt's default if 0.
 	PasswordCost int
@@ -154,6 +159,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("come-back is %s; allowed are 0s to %s", c.ComeBack, MaxComeBack))
 	}
 	errs = append(errs, c.Visitors.validate()...)
+	if len(c.ControlSocket) > control.MaxPath {
+		errs = append(errs, fmt.Errorf("control-socket %q has %d bytes; a socket's path may have %d", c.ControlSocket, len(c.ControlSocket), control.MaxPath))
+	}
 	return errors.Join(errs...)
 }
 

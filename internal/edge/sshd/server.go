@@ -257,6 +257,11 @@ func (s *Server) CloseSocket(socketID string) {
 	s.closeWhere("its socket was deleted", func(c *connection) bool { return c.serves(socketID, "") })
 }
 
+// CloseUser closes the live connections of an account that was deleted.
+func (s *Server) CloseUser(userID string) {
+	s.closeWhere("its account was deleted", func(c *connection) bool { return c.login.user.ID == userID })
+}
+
 // Shutdown tells clients to reconnect, and when, by closing their sessions, then closes all connections and waits until ctx ends for
 // everything to be over. The listeners are the caller's to close, before.
 func (s *Server) Shutdown(ctx context.Context) error {

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge"
+	"github.com/mysocketio/mysocket-injector/internal/edge/control"
+	"github.com/mysocketio/mysocket-injector/internal/edge/store"
+)
+
+const (
+	defaultState = "./mysocket-edge.db"
+	// noControlSocket is the value of --control-socket for none.
+	noControlSocket = "off"
+)
+
+// stateOf says which state a command is about, and where the edge that may hold it listens.
+type stateOf struct{ state, control *string }
+
+// stateFlags adds the flags that say so. Where the edge has them from the environment, as in a container, its commands have, too.
+func stateFlags(fs *flag.FlagSet) stateOf {
+	return stateOf{
+		state:   fs.String("state", cmp.Or(os.Getenv(envPrefix+"STATE"), defaultState), "state `file`"),
+		control: fs.String("control-socket", os.Getenv(envPrefix+"CONTROL_SOCKET"), "Unix `socket` of the running edge; that of its state file, STATE.sock, if empty"),
+	}
+}
+
+func stateFlag(fs *flag.FlagSet) *string {
+	return fs.String("state", cmp.Or(os.Getenv(envPrefix+"STATE"), defaultState), "state `file`")
+}
+
+// controlSocket is the path of the socket; none if empty.
+func controlSocket(value, state string) string {
+	switch value {
+	case "":
+		return state + ".sock"
+	case noControlSocket:
+		return ""
+	}
+	return value
+}
+
+// withAccounts has the running edge do something, or does it on the state file if there is no edge.
+func withAccounts(ctx context.Context, where stateOf, command string, stderr io.Writer, do func(control.Accounts) error) int {
+	accounts, err := openAccounts(ctx, where)
+	if err != nil {
+		return fail(stderr, command, err)
+	}
+	err = do(accounts)
+	if err = errors.Join(err, accounts.Close()); err != nil {
+		return fail(stderr, command, err)
+	}
+	return 0
+}
+
+type closingAccounts interface {
+	control.Accounts
+	io.Closer
+}
+
+func openAccounts(ctx context.Context, where stateOf) (closingAccounts, error) {
+	socket := controlSocket(*where.control, *where.state)
+	if socket == "" {
+		return edge.OpenAccounts(*where.state)
+	}
+	// The second round is for an edge that began between the two steps of the first.
+	for again := true; ; again = false {
+		client, err := control.Dial(ctx, socket)
+		if err == nil {
+			return client, nil
+		}
+		if !errors.Is(err, control.ErrNotRunning) {
+			return nil, err
+		}
+		accounts, fileErr := edge.OpenAccounts(*where.state)
+		switch {
+		case fileErr == nil:
+			return accounts, nil
+		case !errors.Is(fileErr, store.ErrInUse):
+			return nil, fileErr
+		case !again:
+			return nil, fmt.Errorf("%w, and %w", fileErr, err)
+		}
+	}
+}
