@@ -39,6 +39,10 @@ type Config struct {
 	// MaxComeBack.
 	ComeBack time.Duration
 
+	// SlowStart is for how long a tunnel that has just connected gets less than its share of requests. Zero is not at all; at
+	// most MaxSlowStart.
+	SlowStart time.Duration
+
 	// PasswordCost is the bcrypt cost of account passwords; bcrypt's default if 0.
 	PasswordCost int
 	// Version is shown in the SSH banner.
@@ -53,6 +57,9 @@ type Config struct {
 
 // MaxComeBack is the longest time that clients may be sent away for: sidecars wait no longer.
 const MaxComeBack = 5 * time.Minute
+
+// MaxSlowStart is the longest slow start that may be asked for.
+const MaxSlowStart = 10 * time.Minute
 
 // Timings are how long the edge waits for what. A zero field has its default.
 type Timings struct {
@@ -145,6 +152,9 @@ func (c *Config) Validate() error {
 	}
 	if c.ComeBack < 0 || c.ComeBack > MaxComeBack {
 		errs = append(errs, fmt.Errorf("come-back is %s; allowed are 0s to %s", c.ComeBack, MaxComeBack))
+	}
+	if c.SlowStart < 0 || c.SlowStart > MaxSlowStart {
+		errs = append(errs, fmt.Errorf("slow-start is %s; allowed are 0s to %s", c.SlowStart, MaxSlowStart))
 	}
 	return errors.Join(errs...)
 }

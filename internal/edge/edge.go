@@ -128,11 +128,13 @@ func (e *Edge) writeOut() error {
 // build makes all the parts, and the listeners.
 func (e *Edge) build() error {
 	cfg, timings := e.cfg, e.cfg.Timings
-	e.registry = registry.New(registry.Config{Penalty: timings.Penalty})
-	m := metrics.New(e.registry.Count)
+	var m *metrics.Metrics
+	e.registry = registry.New(e.balancing(func() *metrics.Metrics { return m }))
+	m = metrics.New(e.registry.Count)
 	lines := &feed.Hub{}
 	dispatcher := &front.Dispatcher{Registry: e.registry, Metrics: m, Hold: timings.Hold, OpenTimeout: timings.OpenTimeout}
-	e.web = front.NewWeb(front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web")})
+	e.web = front.NewWeb(front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web"),
+		StickyKey: e.keys.StickyKey()})
 
 	var err error
 	if e.sshLn, err = listen("ssh-address", cfg.SSHAddress); err != nil {
@@ -163,6 +165,7 @@ func (e *Edge) build() error {
 		URL:              func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) },
 		HandshakeTimeout: timings.HandshakeTimeout, KeepaliveInterval: timings.KeepaliveInterval,
 		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: settleTimeout, ComeBack: cfg.ComeBack,
+		ProbeTimeout: timings.OpenTimeout,
 	})
 	apiHandler := api.New(api.Config{
 		Store: e.store, Keys: e.keys, Hooks: hooks{e}, Log: e.log.With("part", "api"), Domain: cfg.Domain,
@@ -340,6 +343,9 @@ func (e *Edge) Close() {
 		}
 		if e.tcp != nil {
 			e.tcp.Close()
+		}
+		if e.registry != nil {
+			e.registry.Close()
 		}
 		if e.store != nil {
 			if err := e.store.Close(); err != nil {

@@ -34,6 +34,8 @@ type WebConfig struct {
 	Metrics    *metrics.Metrics
 	Feed       *feed.Hub
 	Log        *slog.Logger
+	// StickyKey is the secret that sticky cookies are made with.
+	StickyKey []byte
 }
 
 // Web is the handler of the HTTP and HTTPS fronts. Make it with NewWeb.
@@ -45,10 +47,11 @@ type Web struct {
 
 // NewWeb makes the handler.
 func NewWeb(cfg WebConfig) *Web {
-	w := &Web{cfg: cfg, upstreams: newUpstreams(cfg.Dispatcher)}
+	w := &Web{cfg: cfg}
+	w.upstreams = newUpstreams(cfg.Dispatcher, w.preferred)
 	w.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
-		ModifyResponse: checkSwitch,
+		ModifyResponse: w.modify,
 		Transport:      w.upstreams,
 		FlushInterval:  -1,
 		BufferPool:     &bufferPool{},
@@ -66,6 +69,9 @@ type visit struct {
 	id      string
 	socket  store.Socket
 	visitor netip.AddrPort
+	// secure says that the visitor came over HTTPS; cookie is what it sent as the edge's own.
+	secure bool
+	cookie string
 	// Filled in by the round trip.
 	attempts int
 	tunnel   *registry.Tunnel
@@ -86,7 +92,7 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w.cfg.Metrics.RequestStarted()
 	rec := &recorder{ResponseWriter: rw}
-	v := &visit{id: newRequestID(), visitor: visitorOf(r)}
+	v := &visit{id: newRequestID(), visitor: visitorOf(r), secure: r.TLS != nil}
 	defer w.finish(v, rec, r, start)
 
 	if r.Method == http.MethodConnect {
@@ -207,6 +213,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 		out.Host = v.socket.UpstreamHTTPHostname
 	}
 	dropForged(out.Header)
+	v.cookie = takeStickyCookie(out.Header)
 	proto := "http"
 	if pr.In.TLS != nil {
 		proto = "https"
@@ -222,6 +229,15 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if v.socket.Protection != nil {
 		out.Header.Del("Authorization") // The edge's password is not the app's business.
 	}
+}
+
+// modify is done to an app's answer before it goes to the visitor.
+func (w *Web) modify(resp *http.Response) error {
+	if err := checkSwitch(resp); err != nil {
+		return err
+	}
+	w.stick(visitOf(resp.Request.Context()), resp.Header)
+	return nil
 }
 
 // checkSwitch refuses an answer that switches to something else than what was asked for, such as "websocket" where the

@@ -24,6 +24,7 @@ type Metrics struct {
 	openFailures *prometheus.CounterVec
 	retries      prometheus.Counter
 	held         prometheus.Counter
+	balancing
 }
 
 // New makes the metrics. tunnels tells how many are connected.
@@ -53,8 +54,9 @@ func New(tunnels func() int) *Metrics {
 			Name: "mysocket_edge_held_total", Help: "Requests and connections that waited for a tunnel to connect.",
 		}),
 	}
+	m.balancing = newBalancing(m.registry)
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are in the rotation.",
+		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are connected.",
 	}, func() float64 { return float64(tunnels()) })
 	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
