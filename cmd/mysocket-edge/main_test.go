@@ -42,6 +42,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--api-address", "8443"}, 2, `--api-address "8443" is not host:port`},
 		{[]string{"serve", "--ssh-address", ":99999"}, 2, `--ssh-address ":99999" has no port`},
 		{[]string{"serve", "--tcp-ports", "9-1"}, 2, `--tcp-ports "9-1" is not a range`},
+		{[]string{"serve", "--slow-start", "1h"}, 2, `--slow-start is 1h0m0s; allowed are 0s to 10m0s`},
 		{[]string{"serve", "--api-hosts", "a.example, b c"}, 2, `--api-hosts: "b c"`},
 		{[]string{"serve", "--tls-cert", "x.pem"}, 2, "--tls-cert and tls-key belong together"},
 		{[]string{"serve", "--log-level", "loud"}, 2, `--log-level "loud"`},

@@ -46,6 +46,9 @@ type Config struct {
 
 	// ControlSocket is the Unix socket for the operator's commands; none if empty.
 	ControlSocket string
+	// SlowStart is for how long a tunnel that has just connected gets less than its share of requests. Zero is not at all; at
+	// most MaxSlowStart.
+	SlowStart time.Duration
 
 	// PasswordCost is the bcrypt cost of account passwords; bcrypt's default if 0.
 	PasswordCost int
@@ -61,6 +64,9 @@ type Config struct {
 
 // MaxComeBack is the longest time that clients may be sent away for: sidecars wait no longer.
 const MaxComeBack = 5 * time.Minute
+
+// MaxSlowStart is the longest slow start that may be asked for.
+const MaxSlowStart = 10 * time.Minute
 
 // Timings are how long the edge waits for what. A zero field has its default.
 type Timings struct {
@@ -161,6 +167,9 @@ func (c *Config) Validate() error {
 	errs = append(errs, c.Visitors.validate()...)
 	if len(c.ControlSocket) > control.MaxPath {
 		errs = append(errs, fmt.Errorf("control-socket %q has %d bytes; a socket's path may have %d", c.ControlSocket, len(c.ControlSocket), control.MaxPath))
+	}
+	if c.SlowStart < 0 || c.SlowStart > MaxSlowStart {
+		errs = append(errs, fmt.Errorf("slow-start is %s; allowed are 0s to %s", c.SlowStart, MaxSlowStart))
 	}
 	return errors.Join(errs...)
 }

@@ -129,11 +129,13 @@ func (e *Edge) writeOut() error {
 // build makes all the parts, and the listeners.
 func (e *Edge) build() error {
 	cfg, timings := e.cfg, e.cfg.Timings
-	e.registry = registry.New(registry.Config{Penalty: timings.Penalty})
-	m := metrics.New(e.registry.Count)
+	var m *metrics.Metrics
+	e.registry = registry.New(e.balancing(func() *metrics.Metrics { return m }))
+	m = metrics.New(e.registry.Count)
 	lines := &feed.Hub{}
 	dispatcher := &front.Dispatcher{Registry: e.registry, Metrics: m, Hold: timings.Hold, OpenTimeout: timings.OpenTimeout}
-	webConfig := front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web")}
+	webConfig := front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web"),
+		StickyKey: e.keys.StickyKey()}
 	e.visitWeb(&webConfig)
 	e.web = front.NewWeb(webConfig)
 
@@ -171,6 +173,7 @@ func (e *Edge) build() error {
 		URL:              func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) },
 		HandshakeTimeout: timings.HandshakeTimeout, KeepaliveInterval: timings.KeepaliveInterval,
 		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: settleTimeout, ComeBack: cfg.ComeBack,
+		ProbeTimeout: timings.OpenTimeout,
 	})
 	apiHandler := api.New(api.Config{
 		Store: e.store, Keys: e.keys, Hooks: hooks{e}, Log: e.log.With("part", "api"), Domain: cfg.Domain,
@@ -351,6 +354,9 @@ func (e *Edge) Close() {
 			e.tcp.Close()
 		}
 		e.visitors.close()
+		if e.registry != nil {
+			e.registry.Close()
+		}
 		if e.store != nil {
 			if err := e.store.Close(); err != nil {
 				e.log.Error("close state file", "err", err)

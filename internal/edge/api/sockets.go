@@ -261,6 +261,9 @@ func (f *socketForm) apply(k *store.Socket) error {
 				return badRequest("tags: keys and values must be printable, with %d characters at most", maxTagLength)
 			}
 		}
+		if err := checkSticky(*f.Tags, k.Type); err != nil {
+			return err
+		}
 		k.Tags = *f.Tags
 	}
 	return f.applyProtection(k)

@@ -26,6 +26,7 @@ type Metrics struct {
 	held         prometheus.Counter
 
 	*tlsMetrics
+	balancing
 }
 
 // New makes the metrics. tunnels tells how many are connected.
@@ -55,8 +56,9 @@ func New(tunnels func() int) *Metrics {
 			Name: "mysocket_edge_held_total", Help: "Requests and connections that waited for a tunnel to connect.",
 		}),
 	}
+	m.balancing = newBalancing(m.registry)
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are in the rotation.",
+		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are connected.",
 	}, func() float64 { return float64(tunnels()) })
 	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

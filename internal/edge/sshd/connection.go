@@ -54,7 +54,7 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 	if err := c.server.stillThere(c.login); err != nil {
 		c.close("what it serves was deleted")
 	}
-	c.wg.Add(2)
+	c.wg.Add(3)
 	go func() {
 		defer c.wg.Done()
 		c.handleChannels(chans)
@@ -62,6 +62,10 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 	go func() {
 		defer c.wg.Done()
 		c.keepalive()
+	}()
+	go func() {
+		defer c.wg.Done()
+		c.probe()
 	}()
 	for req := range reqs {
 		c.handleRequest(req)

@@ -52,6 +52,8 @@ type Config struct {
 	// A client is pinged every KeepaliveInterval, and dead after KeepaliveMisses intervals without an answer.
 	KeepaliveInterval time.Duration
 	KeepaliveMisses   int
+	// ProbeTimeout is how long a client may take to answer a data-path probe. One is sent every KeepaliveInterval.
+	ProbeTimeout time.Duration
 	// SettleTimeout bounds how long the answer to a cancel-tcpip-forward waits for channel opens that are under way.
 	SettleTimeout time.Duration
 	// ComeBack is when clients are to come back after Shutdown; zero says nothing of it.
