@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/control"
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 // Config says what an edge is and where it listens. The zero value of every optional field is its default.
@@ -78,6 +79,8 @@ type Timings struct {
 	Penalty time.Duration
 	// HandshakeTimeout is how long an SSH client may take to log in, and a visitor of a tls socket to agree on TLS.
 	HandshakeTimeout time.Duration
+	// LoginPause is how long the reading of an SSH login pauses between its parts, see package sshguard.
+	LoginPause time.Duration
 	// KeepaliveInterval and KeepaliveMisses say when a silent SSH client is dead.
 	KeepaliveInterval time.Duration
 	KeepaliveMisses   int
@@ -90,7 +93,7 @@ type Timings struct {
 // DefaultTimings are what a zero Timings means.
 func DefaultTimings() Timings {
 	return Timings{
-		Hold: time.Second, OpenTimeout: 5 * time.Second, Penalty: time.Second, HandshakeTimeout: 10 * time.Second,
+		Hold: time.Second, OpenTimeout: 5 * time.Second, Penalty: time.Second, HandshakeTimeout: 10 * time.Second, LoginPause: sshguard.Pause,
 		KeepaliveInterval: 10 * time.Second, KeepaliveMisses: 4, Drain: 6 * time.Second,
 		CertificateCheck: 5 * time.Second,
 	}
@@ -100,7 +103,7 @@ func (t *Timings) setDefaults() {
 	d := DefaultTimings()
 	for _, p := range []struct{ value, fallback *time.Duration }{
 		{&t.Hold, &d.Hold}, {&t.OpenTimeout, &d.OpenTimeout}, {&t.Penalty, &d.Penalty},
-		{&t.HandshakeTimeout, &d.HandshakeTimeout}, {&t.KeepaliveInterval, &d.KeepaliveInterval}, {&t.Drain, &d.Drain},
+		{&t.HandshakeTimeout, &d.HandshakeTimeout}, {&t.LoginPause, &d.LoginPause}, {&t.KeepaliveInterval, &d.KeepaliveInterval}, {&t.Drain, &d.Drain},
 		{&t.CertificateCheck, &d.CertificateCheck},
 	} {
 		if *p.value == 0 {

@@ -17,8 +17,9 @@ const (
 	// paceBytes are 6 SSH packets at most: the smallest, of any cipher, has 28 bytes. So the library has two pauses, and not
 	// one, before there can be 16.
 	paceBytes = 192
-	// pacePause is what the library is given to look at them. Each part costs a login as much.
-	pacePause = 3 * time.Millisecond
+	// Pause is what the library is given to look at them. Each part costs a login as much. On a machine that is so busy that the
+	// library does not run for as long, some connection may leave its goroutines behind after all.
+	Pause = 3 * time.Millisecond
 	// keysWrite is the number of the write with our part of the keys, after our version and our proposals. Without it nobody can
 	// send what goes into the library's queue.
 	keysWrite = 3
@@ -28,6 +29,7 @@ const (
 // packets at a time the error comes first, and the connection is closed by the time the next ones are asked for.
 type Conn struct {
 	net.Conn
+	pause  time.Duration
 	over   atomic.Bool
 	writes atomic.Int32
 
@@ -36,9 +38,12 @@ type Conn struct {
 	once   sync.Once
 }
 
-// New guards a connection that is given to the library for a login.
-func New(conn net.Conn) *Conn {
-	return &Conn{Conn: conn, closed: make(chan struct{})}
+// New guards a connection that is given to the library for a login. The pauses take Pause if pause is zero.
+func New(conn net.Conn, pause time.Duration) *Conn {
+	if pause == 0 {
+		pause = Pause
+	}
+	return &Conn{Conn: conn, pause: pause, closed: make(chan struct{})}
 }
 
 // LoginOver ends the pauses.
@@ -50,7 +55,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return c.Conn.Read(p)
 	}
 	if c.given >= paceBytes {
-		pause := time.NewTimer(pacePause)
+		pause := time.NewTimer(c.pause)
 		defer pause.Stop()
 		select {
 		case <-pause.C:

@@ -9,7 +9,7 @@ import (
 
 func TestConn(t *testing.T) {
 	ours, theirs := net.Pipe()
-	c := New(ours)
+	c := New(ours, 0)
 	go func() { _, _ = io.CopyN(io.Discard, theirs, keysWrite) }()
 	for range keysWrite {
 		if _, err := c.Write([]byte{1}); err != nil {

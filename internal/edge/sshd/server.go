@@ -49,6 +49,8 @@ type Config struct {
 	URL func(store.Socket) string
 	// HandshakeTimeout is how long a client may take to log in.
 	HandshakeTimeout time.Duration
+	// LoginPause is how long the reading of a login pauses between its parts; sshguard.Pause if zero.
+	LoginPause time.Duration
 	// A client is pinged every KeepaliveInterval, and dead after KeepaliveMisses intervals without an answer.
 	KeepaliveInterval time.Duration
 	KeepaliveMisses   int
@@ -186,7 +188,7 @@ func (s *Server) handshake(conn net.Conn) (*connection, <-chan ssh.NewChannel, <
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, nil, nil, err
 	}
-	guarded := sshguard.New(conn)
+	guarded := sshguard.New(conn, s.cfg.LoginPause)
 	sshConn, chans, reqs, err := ssh.NewServerConn(guarded, s.sshCfg)
 	if err != nil {
 		return nil, nil, nil, err

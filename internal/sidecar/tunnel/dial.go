@@ -80,7 +80,7 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config, flood *flood) (ss
 		},
 	}
 	login := &loginConn{Conn: newBufferedConn(conn), left: maxLogin}
-	guarded := sshguard.New(login)
+	guarded := sshguard.New(login, cfg.LoginPause)
 	sshConn, channels, requests, err := ssh.NewClientConn(guarded, cfg.Address, config)
 	login.over.Store(true)
 	guarded.LoginOver()

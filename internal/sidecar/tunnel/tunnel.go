@@ -72,6 +72,8 @@ type Config struct {
 
 	// HandshakeTimeout bounds the SSH handshake and login; 15 s when zero.
 	HandshakeTimeout time.Duration
+	// LoginPause is how long the reading of a login pauses between its parts; sshguard.Pause when zero.
+	LoginPause time.Duration
 	// DialTimeout bounds one dial of the app; 3 s when zero.
 	DialTimeout time.Duration
 }
