@@ -32,7 +32,7 @@ func pair(t *testing.T) (client ssh.Conn, clientRequests <-chan *ssh.Request, se
 	go func() {
 		raw, err := ln.Accept()
 		if err == nil {
-			guarded := New(raw)
+			guarded := New(raw, 0)
 			server, serverChannels, serverRequests, err = ssh.NewServerConn(guarded, cfg)
 			guarded.LoginOver()
 		}
@@ -42,7 +42,7 @@ func pair(t *testing.T) (client ssh.Conn, clientRequests <-chan *ssh.Request, se
 	if err != nil {
 		t.Fatal(err)
 	}
-	guarded := New(raw)
+	guarded := New(raw, 0)
 	client, _, clientRequests, err = ssh.NewClientConn(guarded, "", &ssh.ClientConfig{HostKeyCallback: ssh.InsecureIgnoreHostKey()}) // #nosec G106 -- a test
 	guarded.LoginOver()
 	if err != nil {
