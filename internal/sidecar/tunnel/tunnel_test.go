@@ -537,8 +537,9 @@ func TestTheEndOfTheSessionsOutputAsksToReconnect(t *testing.T) {
 	cfg.Clock = clock
 	tun := connect(t, cfg)
 	session := server.Await(t).AwaitSession(t)
+	clock.AwaitTimer(t, 10*time.Second) // which the keepalive may not have set yet
 	clock.Advance(6 * time.Second)
-	clock.AwaitTimer(t, 4*time.Second) // the keepalive's
+	clock.AwaitTimer(t, 4*time.Second)
 	_ = session.CloseWrite()
 	awaitClosed(t, tun.ReconnectAsked(), "the end of the session was not noticed")
 	if got := tun.ComeBack(); got != 0 {
