@@ -17,7 +17,7 @@ need-go:
 	@[ -e /etc/ssl/certs/ca-certificates.crt ] || hack/need.sh update-ca-certificates=ca-certificates
 # -race needs a C compiler; the edge's tests speak to it with OpenSSH's client, paramiko and curl. systemd judges the edge's unit.
 need-test:
-	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client curl=curl systemd-analyze=systemd
+	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client curl=curl systemd-analyze=systemd unshare=util-linux mount=mount
 	@[ -e /usr/include/stdlib.h ] || hack/need.sh missing-libc-headers=libc6-dev
 	@[ -e /usr/lib/python3/dist-packages/paramiko ] || hack/need.sh missing-paramiko=python3-paramiko
 
@@ -28,16 +28,24 @@ demo-existing: need-go ## the same with pods that ran before their Service was a
 demo-down: ## end the demo's edge and cluster and remove what they made
 	$(E2E) run ./cmd/demo down
 
-.PHONY: test test-unit test-envtest test-e2e
-test: test-envtest test-e2e ## all tests
+.PHONY: test test-unit test-envtest test-status test-e2e screenshot need-chromium
+test: test-envtest test-status test-e2e ## all tests
 test-unit: need-test ## the tests that need neither an API server nor a cluster, with the race detector
 	go test -race ./...
 	$(E2E) test -race ./...
 test-envtest: need-test ## the same and those against a real API server
 	assets=$$($(E2E) run ./cmd/cluster envtest-assets); KUBEBUILDER_ASSETS=$$assets go test -race -timeout 20m ./...
 	$(E2E) test -race ./...
+test-status: need-test need-chromium ## the edge's status page in a browser
+	go test -count=1 -tags chromium -run '^TestStatusPageInChromium$$' ./cmd/mysocket-edge
 test-e2e: need-go ## tests of the cluster and on it (needs root); leaves it up, make demo-down ends it
 	$(E2E) test -tags cluster -count=1 -timeout 45m -p 1 -v ./cluster ./tests
+# Chromium is some 300 MB, so the tests that need no cluster do without it.
+need-chromium:
+	@hack/need.sh chromium=chromium
+	@[ -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ] || hack/need.sh missing-fonts=fonts-dejavu-core
+screenshot: need-test need-chromium ## make the picture of the status page in docs/edge.md (about a minute)
+	MYSOCKET_STATUS_PICTURE=$(CURDIR)/docs/status-page.png go test -count=1 -tags chromium -run '^TestStatusPageInChromium$$' ./cmd/mysocket-edge
 
 .PHONY: bench bench-admission bench-scale bench-lab bench-tunnel bench-leaks
 bench: bench-admission bench-scale bench-lab ## measure what the README states (about 20 minutes)
@@ -64,7 +72,7 @@ generate: ## regenerate deep copies and the CRD
 manifests: need-go ## render manifests/ from the chart
 	assets=$$($(E2E) run ./cmd/cluster bin); hack/manifests.sh "$$assets/helm" manifests
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION) ## golangci-lint on both modules
-	$< run ./...
+	$< run --build-tags chromium ./...
 	cd e2e && $< run --build-tags cluster ./...
 fmt: ## gofmt
 	gofmt -w $$(git ls-files '*.go')

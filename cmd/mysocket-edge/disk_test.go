@@ -37,12 +37,18 @@ func onSmallDisk(t *testing.T, dir, then string) []string {
 	return wrap
 }
 
-// connect logs a tunnel client in for a new socket and serves "hello" through it. It returns the public name.
+// connect makes a socket and serves "hello" through a tunnel of it. It returns the public name.
 func (p *process) connect(api *apiClient) (name string) {
 	p.t.Helper()
 	_, made := api.call("POST", "/connect", `{"name": "web"}`)
-	id, _ := made["socket_id"].(string)
-	tunnel := made["tunnels"].([]any)[0].(map[string]any)
+	p.serve(api, made, made["tunnels"].([]any)[0], "", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }))
+	return made["dnsname"].(string)
+}
+
+// serve logs a tunnel client in that calls itself name, and serves HTTP through the tunnel until the test ends.
+func (p *process) serve(api *apiClient, socket map[string]any, tunnelOf any, name string, app http.Handler) {
+	p.t.Helper()
+	tunnel := tunnelOf.(map[string]any)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		p.t.Fatal(err)
@@ -51,7 +57,7 @@ func (p *process) connect(api *apiClient) (name string) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	_, signed := api.call("POST", "/socket/"+id+"/tunnel/"+tunnel["tunnel_id"].(string)+"/signkey",
+	_, signed := api.call("POST", "/socket/"+socket["socket_id"].(string)+"/tunnel/"+tunnel["tunnel_id"].(string)+"/signkey",
 		fmt.Sprintf(`{"ssh_public_key": %q}`, ssh.MarshalAuthorizedKey(signer.PublicKey())))
 	cert, _, _, _, err := ssh.ParseAuthorizedKey([]byte(signed["signed_ssh_cert"].(string)))
 	if err != nil {
@@ -61,7 +67,7 @@ func (p *process) connect(api *apiClient) (name string) {
 		p.t.Fatal(err)
 	}
 	client, err := ssh.Dial("tcp", p.address("ssh"), &ssh.ClientConfig{
-		User: made["user_name"].(string), Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: patience,
+		User: socket["user_name"].(string), Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: patience,
 	})
 	if err != nil {
 		p.t.Fatal(err)
@@ -71,10 +77,16 @@ func (p *process) connect(api *apiClient) (name string) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	go func() {
-		_ = http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }))
-	}()
-	return made["dnsname"].(string)
+	if name != "" {
+		session, err := client.NewSession()
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if err := session.Setenv("MYSOCKET_NAME", name); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	go func() { _ = http.Serve(ln, app) }()
 }
 
 func (p *process) visit(name string) error {

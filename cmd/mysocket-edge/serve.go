@@ -65,7 +65,7 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	fs.StringVar(&cfg.SSHAddress, "ssh-address", ":22", "`address` of the SSH server that tunnels log in to, host:port")
 	fs.StringVar(&cfg.HTTPAddress, "http-address", ":80", "`address` of the public HTTP front, host:port; its host is also that of tcp and tls sockets")
 	fs.StringVar(&cfg.HTTPSAddress, "https-address", ":443", "`address` of the public HTTPS front, host:port")
-	fs.StringVar(&cfg.AdminAddress, "admin-address", "127.0.0.1:9090", "`address` of /metrics, /healthz and /debug/tunnels, host:port; not for the public")
+	fs.StringVar(&cfg.AdminAddress, "admin-address", "127.0.0.1:9090", "`address` of the status page, /metrics, /healthz and /debug/tunnels, host:port; not for the public")
 	apiHosts := fs.String("api-hosts", "", "further `names` and IP addresses in the API's certificate, comma separated;\napi.DOMAIN, localhost and this machine's addresses are in it anyway")
 	tcpPorts := fs.String("tcp-ports", "20000-29999", "`range` of public ports for tcp and tls sockets")
 	fs.BoolVar(&cfg.AllowRegistration, "allow-registration", false, "let anybody make an account with POST /user")

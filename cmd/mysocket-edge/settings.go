@@ -90,7 +90,8 @@ func (s *settings) environment(environ []string) {
 		}
 		f := s.fs.Lookup(strings.ToLower(strings.ReplaceAll(rest, "_", "-")))
 		if f == nil || rest != strings.ToUpper(rest) {
-			if !ofCluster.MatchString(name) && !(strings.HasSuffix(name, "_PORT") && ofClusterPort.MatchString(value)) {
+			foreign := ofCluster.MatchString(name) || strings.HasSuffix(name, "_PORT") && ofClusterPort.MatchString(value)
+			if !foreign {
 				s.fail("the environment variable %s stands for no flag", name)
 			}
 			continue

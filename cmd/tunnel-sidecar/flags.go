@@ -50,8 +50,10 @@ func parseRun(args []string, getenv func(string) string, stderr io.Writer) (side
 	if err != nil {
 		return sidecar.Config{}, &usageError{err}
 	}
+	podName := ""
 	if pod, namespace := getenv("POD_NAME"), getenv("POD_NAMESPACE"); pod != "" {
-		logger = logger.With("pod", strings.TrimPrefix(namespace+"/"+pod, "/"))
+		podName = strings.TrimPrefix(namespace+"/"+pod, "/")
+		logger = logger.With("pod", podName)
 	}
 	for _, err := range []error{
 		checkGateway(*gateway),
@@ -76,6 +78,7 @@ func parseRun(args []string, getenv func(string) string, stderr io.Writer) (side
 		EdgeProxy:    proxy,
 		TokenFile:    *tokenFile,
 		CAFile:       *caFile,
+		PodName:      podName,
 		PodIP:        *podIP,
 		AdminAddress: *admin,
 		DrainSocket:  *drainSocket,

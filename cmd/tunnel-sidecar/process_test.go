@@ -269,6 +269,10 @@ func TestLifeOfASidecar(t *testing.T) {
 	})
 	t.Logf("start to connected: %s", time.Since(p.began).Round(time.Millisecond))
 
+	gatewaytest.Eventually(t, "the edge knows the pod's name", func() bool {
+		tunnels := edge.Tunnels()[0].Tunnels
+		return len(tunnels) == 1 && tunnels[0].Name == "shop/web-1"
+	})
 	visitor := edge.VisitorClient(t)
 	fetch := func(path string) (int, string) {
 		response, err := visitor.Get("http://" + socket.DNSName + path)

@@ -22,6 +22,8 @@ type DebugSocket struct {
 // DebugTunnel is one connected tunnel.
 type DebugTunnel struct {
 	Tunnel string `json:"tunnel"`
+	// Name is what the tunnel's client calls itself, such as the namespace and name of a pod.
+	Name string `json:"name,omitempty"`
 	// Remote is where the SSH connection comes from, address:port.
 	Remote string    `json:"remote"`
 	Since  time.Time `json:"since"`
@@ -35,6 +37,7 @@ type DebugTunnel struct {
 // admin serves metrics, health and what is connected. It is for the operator: the default address is loopback.
 func (e *Edge) admin(m *metrics.Metrics) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET /", e.statusPage())
 	mux.Handle("GET /metrics", m.Handler())
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		if !e.ready.Load() {
@@ -63,7 +66,7 @@ func (e *Edge) Tunnels() []DebugSocket {
 		}
 		for _, t := range connected[k.ID] {
 			s.Tunnels = append(s.Tunnels, DebugTunnel{
-				Tunnel: t.TunnelID, Remote: t.RemoteAddr, Since: t.Since.UTC(), Open: t.Outstanding, Total: t.Total, Ejected: t.Ejected,
+				Tunnel: t.TunnelID, Name: t.Name, Remote: t.RemoteAddr, Since: t.Since.UTC(), Open: t.Outstanding, Total: t.Total, Ejected: t.Ejected,
 			})
 		}
 		out = append(out, s)

@@ -23,6 +23,7 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/edge/pki"
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
 	"github.com/mysocketio/mysocket-injector/internal/edge/sshd"
+	"github.com/mysocketio/mysocket-injector/internal/edge/stats"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
@@ -52,8 +53,12 @@ type Edge struct {
 	servers  []*server
 	sshLn    net.Listener
 	visitors visitors
-	ready    atomic.Bool
-	closing  sync.Once
+	stats    *stats.Stats
+	shown    shownCertificates
+	// publicURL is how visitors reach a socket.
+	publicURL func(store.Socket) string
+	ready     atomic.Bool
+	closing   sync.Once
 }
 
 // server is one HTTP server and its listener.
@@ -134,7 +139,8 @@ func (e *Edge) build() error {
 	m = metrics.New(e.registry.Count)
 	lines := &feed.Hub{}
 	dispatcher := &front.Dispatcher{Registry: e.registry, Metrics: m, Hold: timings.Hold, OpenTimeout: timings.OpenTimeout}
-	webConfig := front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web"),
+	e.stats = stats.New(nil)
+	webConfig := front.WebConfig{Stats: e.stats, Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web"),
 		StickyKey: e.keys.StickyKey()}
 	e.visitWeb(&webConfig)
 	e.web = front.NewWeb(webConfig)
@@ -164,13 +170,15 @@ func (e *Edge) build() error {
 		return err
 	}
 	e.tcp = front.NewTCP(front.TCPConfig{
+		Stats:      e.stats,
 		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"),
 		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.certificates(webCert).For,
 		HandshakeTimeout: timings.HandshakeTimeout,
 	})
+	e.publicURL = func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) }
 	e.sshd = sshd.New(sshd.Config{
 		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Log: e.log.With("part", "ssh"), Version: cfg.Version,
-		URL:              func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) },
+		URL:              e.publicURL,
 		HandshakeTimeout: timings.HandshakeTimeout, LoginPause: timings.LoginPause, KeepaliveInterval: timings.KeepaliveInterval,
 		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: settleTimeout, ComeBack: cfg.ComeBack,
 		ProbeTimeout: timings.OpenTimeout,
@@ -285,6 +293,9 @@ func (e *Edge) Run(ctx context.Context) error {
 	failed := make(chan error, len(e.servers)+1)
 	var wg sync.WaitGroup
 	for _, s := range e.servers {
+		if s.http.TLSConfig != nil {
+			s.http.TLSConfig = e.shown.watch(s.http.TLSConfig)
+		}
 		wg.Go(func() {
 			if err := s.serve(); err != nil {
 				failed <- err

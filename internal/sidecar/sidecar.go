@@ -45,6 +45,8 @@ type Config struct {
 	GatewayURL string
 	TokenFile  string
 	CAFile     string
+	// PodName is the pod's namespace and name, which the edge shows to its operator; it may be left out.
+	PodName string
 	// PodIP is where the app is dialled.
 	PodIP string
 	// AdminAddress is where metrics and health are served.
@@ -155,6 +157,7 @@ func New(cfg Config) (*Agent, error) {
 		spread:  tunnel.Spread{Turn: int(cfg.Random() * spreadTurns), IPv6: podIP.Unmap().Is6()},
 		key:     key,
 		version: cfg.Version,
+		name:    cfg.PodName,
 		clock:   cfg.Clock,
 		random:  cfg.Random,
 		metrics: metrics,

@@ -80,6 +80,7 @@ type surroundings struct {
 
 	key     ssh.Signer
 	version string
+	name    string // who serves, as the edge shows it
 	clock   retry.Clock
 	random  func() float64
 	metrics *metrics
@@ -317,6 +318,7 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 		HostKeys:      s.login.hostKeys,
 		ForwardHost:   s.login.forwardHost,
 		ForwardPort:   s.login.forwardPort,
+		Name:          s.around.name,
 		ClientVersion: "SSH-2.0-mysocket-sidecar_" + s.around.version,
 		DialApp: func(ctx context.Context) (*net.TCPConn, error) {
 			return s.around.dialApp(ctx, s.assignment.Load().Port)

@@ -18,6 +18,7 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/edge/feed"
 	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
+	"github.com/mysocketio/mysocket-injector/internal/edge/stats"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
@@ -33,6 +34,8 @@ type TCPConfig struct {
 	Metrics    *metrics.Metrics
 	Feed       *feed.Hub
 	Log        *slog.Logger
+	// Stats may be nil.
+	Stats *stats.Stats
 	// Host is the address to listen on, empty for all; MinPort and MaxPort the public ports to give away.
 	Host             string
 	MinPort, MaxPort int
@@ -227,6 +230,7 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, config *tls.Config, sock
 		origin, err = f.cfg.Dispatcher.open(ctx, t, visitor)
 		return true, err
 	})
+	f.cfg.Stats.Record(socket.ID, err != nil, -1)
 	if err != nil {
 		f.cfg.Log.Info("connection refused", "socket", socket.ID, "visitor", visitor.Addr().String(), "err", err)
 		return
@@ -234,7 +238,7 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, config *tls.Config, sock
 	defer release()
 	in, out := splice(&f.buffers, plain, origin)
 	took := time.Since(start)
-	f.cfg.Log.Info("connection", "socket", socket.ID, "tunnel", t.TunnelID, "visitor", visitor.Addr().String(),
+	f.cfg.Log.Info("connection", "socket", socket.ID, "tunnel", t.TunnelID, "name", t.Name(), "visitor", visitor.Addr().String(),
 		"bytes_in", in, "bytes_out", out, "ms", took.Milliseconds())
 	f.cfg.Feed.Publish(socket.ID, func() string {
 		return fmt.Sprintf("%s  %-15s connection, %d bytes in, %d bytes out, %d ms", start.Format(time.TimeOnly),

@@ -21,6 +21,7 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/edge/feed"
 	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
+	"github.com/mysocketio/mysocket-injector/internal/edge/stats"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
@@ -38,6 +39,8 @@ type WebConfig struct {
 	RedirectPort func() int
 	// StickyKey is the secret that sticky cookies are made with.
 	StickyKey []byte
+	// Stats may be nil.
+	Stats *stats.Stats
 }
 
 // Web is the handler of the HTTP and HTTPS fronts. Make it with NewWeb.
@@ -120,10 +123,10 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 
 // finish runs when the answer is over, however it ended.
 func (w *Web) finish(v *visit, rec *recorder, r *http.Request, start time.Time) {
-	tunnel := ""
+	tunnel, name := "", ""
 	if v.release != nil {
 		v.release()
-		tunnel = v.tunnel.TunnelID
+		tunnel, name = v.tunnel.TunnelID, v.tunnel.Name()
 		if v.tunnel.Withdrawn() {
 			// The channel of this request became idle after the tunnel's idle channels were closed.
 			v.upstream.keep.CloseIdleConnections()
@@ -138,11 +141,15 @@ func (w *Web) finish(v *visit, rec *recorder, r *http.Request, start time.Time) 
 	args := []any{"request", v.id, "host", truncate(r.Host), "method", truncate(r.Method), "path", truncate(r.URL.Path),
 		"socket", v.socket.ID, "tunnel", tunnel, "visitor", v.visitor.Addr().String(), "status", status, "bytes", rec.bytes,
 		"ms", took.Milliseconds(), "attempts", v.attempts}
+	if name != "" {
+		args = append(args, "name", name)
+	}
 	if v.err != nil {
 		args = append(args, "err", v.err)
 	}
 	w.cfg.Log.Info("request", args...)
 	if v.socket.ID != "" {
+		w.cfg.Stats.Record(v.socket.ID, status >= http.StatusInternalServerError, rec.began.Sub(start))
 		w.cfg.Feed.Publish(v.socket.ID, func() string {
 			// A terminal shows this: nothing of the visitor's may reach it unquoted.
 			return fmt.Sprintf("%s  %-15s %s %s -> %d, %d ms", start.Format(time.TimeOnly), v.visitor.Addr(),
@@ -312,6 +319,8 @@ type recorder struct {
 	http.ResponseWriter
 	status int
 	bytes  int64
+	// began is when the answer did.
+	began time.Time
 }
 
 // Unwrap lets http.ResponseController flush and hijack.
@@ -320,14 +329,14 @@ func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 // WriteHeader notes the final status, and an upgrade, but not other informational ones.
 func (r *recorder) WriteHeader(code int) {
 	if r.status == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
-		r.status = code
+		r.status, r.began = code, time.Now()
 	}
 	r.ResponseWriter.WriteHeader(code)
 }
 
 func (r *recorder) Write(p []byte) (int, error) {
 	if r.status == 0 {
-		r.status = http.StatusOK
+		r.status, r.began = http.StatusOK, time.Now()
 	}
 	n, err := r.ResponseWriter.Write(p)
 	r.bytes += int64(n)

@@ -111,6 +111,7 @@ type Tunnel struct {
 	lastPick    uint64
 	penaltyEnd  time.Time
 	withdrawn   bool
+	name        string
 	onWithdraw  []func()
 	// started is when it entered the rotation last: its slow start is counted from then.
 	started time.Time
@@ -378,6 +379,8 @@ func (r *Registry) WaitForNew(ctx context.Context, socketID string, tried map[*T
 // Status is a tunnel at one moment.
 type Status struct {
 	Info
+	// Name is what the tunnel's client calls itself; empty when it has not said.
+	Name string
 	// Outstanding are the requests and connections that it carries now, Total all that chose it.
 	Outstanding int
 	Total       uint64
@@ -392,7 +395,7 @@ func (r *Registry) Snapshot() map[string][]Status {
 	out := make(map[string][]Status, len(r.pools))
 	for id, p := range r.pools {
 		for _, t := range p.tunnels {
-			out[id] = append(out[id], Status{Info: t.Info, Outstanding: t.outstanding, Total: t.total, Ejected: t.health.ejected})
+			out[id] = append(out[id], Status{Info: t.Info, Name: t.name, Outstanding: t.outstanding, Total: t.total, Ejected: t.health.ejected})
 		}
 		sort.SliceStable(out[id], func(i, j int) bool { return out[id][i].Since.Before(out[id][j].Since) })
 	}

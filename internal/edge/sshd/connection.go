@@ -33,6 +33,7 @@ type connection struct {
 	mu       sync.Mutex
 	closed   bool
 	reason   string
+	name     string // what the client calls itself
 	forwards []*forward
 	sessions map[*session]struct{}
 	wg       sync.WaitGroup

@@ -157,6 +157,7 @@ func (c *connection) enter(f *forward) {
 		SocketID: f.socketID, TunnelID: f.tunnelID, RemoteAddr: c.ssh.RemoteAddr().String(), Since: time.Now(),
 	}, f.open)
 	f.tunnel = t
+	t.SetName(c.name)
 	c.server.serving[t] = c
 	c.server.mu.Unlock()
 	c.forwards = append(c.forwards, f)

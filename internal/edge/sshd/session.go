@@ -91,6 +91,10 @@ func (c *connection) serveSession(s *session, reqs <-chan *ssh.Request) {
 		case "shell":
 			// One shell a session; exec and subsystem would run something, and there is nothing to run.
 			ok = !s.shell
+		case "env":
+			if name, valid := parseName(req.Payload); valid {
+				ok = c.setName(name)
+			}
 		}
 		if req.WantReply {
 			_ = req.Reply(ok, nil)

@@ -57,6 +57,9 @@ func (t *Tunnel) keepAlive() {
 // comeBackRequest is what our edge sends in the session before it ends it: in how many seconds to come back.
 const comeBackRequest = "come-back@mysocket.io"
 
+// nameVariable is the environment variable of the session in which the edge is told who serves.
+const nameVariable = "MYSOCKET_NAME"
+
 // hearSession listens for when to come back, until the session's requests end. Nothing else that may come there matters.
 func (t *Tunnel) hearSession(requests <-chan *ssh.Request) {
 	for request := range requests {
@@ -90,6 +93,11 @@ func (t *Tunnel) holdSession() {
 	}
 	if !t.spawn(func() { _, _ = io.Copy(io.Discard, channel.Stderr()) }) {
 		return
+	}
+	if t.cfg.Name != "" {
+		// As OpenSSH sends a variable: an edge that does not want it need not answer.
+		variable := ssh.Marshal(struct{ Name, Value string }{nameVariable, t.cfg.Name})
+		_, _ = channel.SendRequest("env", false, variable) // should the connection be lost, the next request tells
 	}
 	pty := struct {
 		Term                         string

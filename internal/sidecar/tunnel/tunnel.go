@@ -57,6 +57,8 @@ type Config struct {
 	// ForwardHost and ForwardPort are what tcpip-forward asks for. With port 0 the edge chooses.
 	ForwardHost string
 	ForwardPort uint32
+	// Name is who serves, as the edge's operator is to see it; nothing is said when it is empty.
+	Name string
 	// ClientVersion is the SSH version string, beginning with "SSH-2.0-".
 	ClientVersion string
 
