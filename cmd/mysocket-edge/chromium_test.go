@@ -150,13 +150,19 @@ func TestStatusPageInChromium(t *testing.T) {
 		})
 	}
 	picture := os.Getenv(pictureVariable)
-	enough := 3 * time.Second
-	if picture != "" {
-		enough = 65 * time.Second
-	}
-	<-time.After(enough)
-
 	page := "http://" + p.address("admin") + "/"
+	if picture != "" {
+		<-time.After(65 * time.Second)
+	}
+	p.wait("an error and a slow answer on the page", func() bool {
+		resp, err := http.Get(page)
+		if err != nil {
+			return false
+		}
+		defer func() { _ = resp.Body.Close() }()
+		body, err := io.ReadAll(resp.Body)
+		return err == nil && bytes.Contains(body, []byte(" %</td>")) && bytes.Count(body, []byte(" ms</td>")) >= 6
+	})
 	dom, complaints := chromium(t, "--dump-dom", page)
 	if complaints != "" {
 		t.Errorf("the browser complains: %s", complaints)
