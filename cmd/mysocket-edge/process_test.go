@@ -21,33 +21,34 @@ import (
 
 const patience = 30 * time.Second
 
-// theProgram is built once for all tests that run it.
-var theProgram = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "mysocket-edge")
-	if err != nil {
-		return "", err
-	}
-	program := filepath.Join(dir, "mysocket-edge")
-	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
-	if err != nil {
-		return program, fmt.Errorf("%w: %s", err, out)
-	}
-	return program, nil
-})
+// binary is where the program is built, once, for all tests that run it.
+var binary struct {
+	dir  string
+	once sync.Once
+	err  error
+}
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if program, _ := theProgram(); program != "" {
-		_ = os.RemoveAll(filepath.Dir(program))
+	var err error
+	if binary.dir, err = os.MkdirTemp("", "mysocket-edge"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
+	code := m.Run()
+	_ = os.RemoveAll(binary.dir)
 	os.Exit(code)
 }
 
 func program(t testing.TB) string {
 	t.Helper()
-	path, err := theProgram()
-	if err != nil {
-		t.Fatal(err)
+	path := filepath.Join(binary.dir, "mysocket-edge")
+	binary.once.Do(func() {
+		if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
+			binary.err = fmt.Errorf("%w: %s", err, out)
+		}
+	})
+	if binary.err != nil {
+		t.Fatal(binary.err)
 	}
 	return path
 }
