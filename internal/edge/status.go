@@ -96,7 +96,7 @@ func (e *Edge) statusOfSockets() []status.Socket {
 		}
 		for _, t := range connected[k.ID] {
 			s.Tunnels = append(s.Tunnels, status.Tunnel{
-				ID: t.TunnelID, Name: t.Name, Remote: t.RemoteAddr, Since: t.Since, Open: t.Outstanding, Total: t.Total,
+				ID: t.TunnelID, Name: t.Name, Remote: t.RemoteAddr, Since: t.Since, Open: t.Outstanding, Total: t.Total, Ejected: t.Ejected,
 			})
 		}
 		out = append(out, s)

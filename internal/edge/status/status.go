@@ -54,6 +54,8 @@ type Tunnel struct {
 	// Open are the requests and connections that it carries now, Total all it was chosen for.
 	Open  int
 	Total uint64
+	// Ejected says that it is out of the rotation, since it does not work.
+	Ejected bool
 }
 
 // Certificate is one that the edge shows.

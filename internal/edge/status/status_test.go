@@ -56,7 +56,7 @@ func TestPage(t *testing.T) {
 	cfg := config([]Socket{
 		{ID: "ok", Name: "web", Type: "http", URL: "https://bold-fox-0042.edge.example.com", Account: "ann@example.com", Registered: 2, Tunnels: []Tunnel{
 			{ID: "t1", Name: "shop/web-1", Remote: "192.0.2.1:4711", Since: now.Add(-90 * time.Second), Open: 3, Total: 99},
-			{ID: "t2", Remote: "192.0.2.2:4711", Since: now},
+			{ID: "t2", Remote: "192.0.2.2:4711", Since: now, Ejected: true},
 		}},
 		{ID: "bad", Name: "down", Type: "tcp", URL: "tcp://calm-owl-0001.edge.example.com:20123", Account: "bob@example.com"},
 	})
@@ -68,7 +68,7 @@ func TestPage(t *testing.T) {
 		"edge.example.com", "Mysocket edge 1.2.3, up 1 d 2 h", "2026-01-02 03:04:05 UTC", `<meta http-equiv="refresh" content="10">`,
 		`<dd id="sockets">2</dd>`, "1 without a tunnel", `<dd id="tunnels">2</dd>`, `<dd id="rate">1234</dd>`, `<dd id="errors" class="bad">1.0 %</dd>`, "1 of 100",
 		`<dd id="median">2.0 ms</dd>`, "https://bold-fox-0042.edge.example.com", "ann@example.com", "shop/web-1", "192.0.2.1:4711", "connected for 1 min 30 s",
-		"3 open", "99 in all", `<span class="quiet">t2</span>`, "12 ms", "1.5 s", "tcp://calm-owl-0001.edge.example.com:20123", "1.7 %",
+		"3 open", `<td class="dot off">`, `<span class="bad">ejected</span>`, "99 in all", `<span class="quiet">t2</span>`, "12 ms", "1.5 s", "tcp://calm-owl-0001.edge.example.com:20123", "1.7 %",
 		`points="0.0,23.0 55.0,12.0 110.0,1.0"`, "2026-03-03, in 60 d 0 h", "2028-09-28, in 1000 d<", "expired 2026-01-02", `class="bad">2026-01-02, in 1 h 0 min`,
 	} {
 		if !strings.Contains(body, want) {
