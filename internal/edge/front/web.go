@@ -210,8 +210,7 @@ func dropForged(h http.Header) {
 func rewrite(pr *httputil.ProxyRequest) {
 	v := visitOf(pr.In.Context())
 	out := pr.Out
-	// The tunnel is chosen by the round trip; the name here is never resolved.
-	out.URL.Scheme, out.URL.Host = "http", "origin"
+	out.URL.Scheme, out.URL.Host = originURL(v.socket)
 	out.URL.RawQuery = pr.In.URL.RawQuery
 	out.Host = pr.In.Host
 	if v.socket.UpstreamHTTPHostname != "" {
