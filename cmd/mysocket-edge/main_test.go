@@ -44,6 +44,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--tcp-ports", "9-1"}, 2, `--tcp-ports "9-1" is not a range`},
 		{[]string{"serve", "--slow-start", "1h"}, 2, `--slow-start is 1h0m0s; allowed are 0s to 10m0s`},
 		{[]string{"serve", "--api-hosts", "a.example, b c"}, 2, `--api-hosts: "b c"`},
+		{[]string{"serve", "--trusted-proxies", "10.0.0.0/8, proxy.example"}, 2, `"proxy.example" is neither a network such as 10.0.0.0/8 nor an IP address`},
 		{[]string{"serve", "--tls-cert", "x.pem"}, 2, "--tls-cert and tls-key belong together"},
 		{[]string{"serve", "--log-level", "loud"}, 2, `--log-level "loud"`},
 		{[]string{"serve", "--control-socket", strings.Repeat("x", 200)}, 2, `a socket's path may have 103`},

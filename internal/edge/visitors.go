@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"net"
 	"net/mail"
+	"net/netip"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/front"
@@ -26,6 +28,27 @@ type Visitors struct {
 	// ACMEDirectory is the URL of an ACME authority that public names get certificates from; none if empty. ACMEEmail is the
 	// account's contact there, ACMECA a file (PEM) with roots for the authority's own HTTPS. Both are optional.
 	ACMEDirectory, ACMEEmail, ACMECA string
+	// TrustedProxies are the addresses of proxies in front, whose X-Forwarded-For, -Proto and -Host and X-Real-Ip count.
+	TrustedProxies []netip.Prefix
+}
+
+// ParsePrefixes reads a list of networks and addresses, such as 10.0.0.0/8,2001:db8::1, separated by commas.
+func ParsePrefixes(s string) ([]netip.Prefix, error) {
+	var prefixes []netip.Prefix
+	for _, part := range strings.Split(s, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if addr, addrErr := netip.ParseAddr(part); addrErr == nil && addr.Zone() == "" {
+			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil || prefix.Addr().Is4In6() {
+			return nil, fmt.Errorf("%q is neither a network such as 10.0.0.0/8 nor an IP address", part)
+		}
+		prefixes = append(prefixes, prefix.Masked())
+	}
+	return prefixes, nil
 }
 
 func (v *Visitors) validate() []error {
@@ -124,6 +147,7 @@ func (e *Edge) publicName(name string) bool {
 
 // visitWeb sets what the web front does because of the Visitors.
 func (e *Edge) visitWeb(c *front.WebConfig) {
+	c.Trusted = e.cfg.Visitors.TrustedProxies
 	if e.cfg.Visitors.RedirectHTTP {
 		c.RedirectPort = func() int {
 			https, _ := e.Addresses().HTTPS.(*net.TCPAddr) // it serves only when all listen

@@ -38,6 +38,8 @@ type WebConfig struct {
 	RedirectPort func() int
 	// StickyKey is the secret that sticky cookies are made with.
 	StickyKey []byte
+	// Trusted are the proxies in front that say who the visitor is.
+	Trusted Trusted
 }
 
 // Web is the handler of the HTTP and HTTPS fronts. Make it with NewWeb.
@@ -74,6 +76,7 @@ type visit struct {
 	// secure says that the visitor came over HTTPS; cookie is what it sent as the edge's own.
 	secure bool
 	cookie string
+	from    provenance
 	// Filled in by the round trip.
 	attempts int
 	tunnel   *registry.Tunnel
@@ -94,7 +97,8 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w.cfg.Metrics.RequestStarted()
 	rec := &recorder{ResponseWriter: rw}
-	v := &visit{id: newRequestID(), visitor: visitorOf(r), secure: r.TLS != nil}
+	v := &visit{id: newRequestID(), from: w.cfg.Trusted.provenanceOf(r)}
+	v.visitor, v.secure = v.from.visitor, v.from.secure(r)
 	defer w.finish(v, rec, r, start)
 
 	if r.Method == http.MethodConnect {
@@ -218,15 +222,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 	}
 	dropForged(out.Header)
 	v.cookie = takeStickyCookie(out.Header)
-	proto := "http"
-	if pr.In.TLS != nil {
-		proto = "https"
-	}
-	ip := v.visitor.Addr().String()
-	out.Header.Set("X-Forwarded-For", ip)
-	out.Header.Set("X-Forwarded-Proto", proto)
-	out.Header.Set("X-Forwarded-Host", pr.In.Host)
-	out.Header.Set("X-Real-Ip", ip)
+	v.from.tell(out, pr.In)
 	if out.Header.Get("X-Request-Id") == "" {
 		out.Header.Set("X-Request-Id", v.id)
 	}
