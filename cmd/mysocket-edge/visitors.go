@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"strings"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge"
 )
@@ -17,5 +18,14 @@ func visitorFlags(fs *flag.FlagSet, v *edge.Visitors) {
 	fs.Func("trusted-proxies", "`networks` of proxies in front, such as 10.0.0.0/8,192.0.2.7: their X-Forwarded-For, X-Forwarded-Proto,\nX-Forwarded-Host and X-Real-Ip count", func(s string) (err error) {
 		v.TrustedProxies, err = edge.ParsePrefixes(s)
 		return err
+	})
+	fs.Func("proxy-protocol", "`fronts` (http, https, tcp; tls sockets are of tcp) where connections from --trusted-proxies begin with a\nheader of the PROXY protocol, version 1 or 2", func(s string) error {
+		v.ProxyProtocol = nil
+		for _, name := range strings.Split(s, ",") {
+			if name = strings.TrimSpace(name); name != "" {
+				v.ProxyProtocol = append(v.ProxyProtocol, name)
+			}
+		}
+		return nil
 	})
 }

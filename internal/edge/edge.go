@@ -147,6 +147,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
+	httpServer.takeHeaders(e.proxyHeaders("http", m))
 	webCert, err := e.keys.Serving("*."+cfg.Domain, cfg.Domain)
 	if err != nil {
 		return err
@@ -155,6 +156,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
+	httpsServer.takeHeaders(e.proxyHeaders("https", m))
 	if err := e.openVisitors(m, httpServer, httpsServer); err != nil {
 		return err
 	}
@@ -166,7 +168,7 @@ func (e *Edge) build() error {
 	e.tcp = front.NewTCP(front.TCPConfig{
 		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"),
 		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.certificates(webCert).For,
-		HandshakeTimeout: timings.HandshakeTimeout,
+		HandshakeTimeout: timings.VisitorHandshake, ProxyHeaders: e.proxyHeaders("tcp", m),
 	})
 	e.sshd = sshd.New(sshd.Config{
 		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Log: e.log.With("part", "ssh"), Version: cfg.Version,

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -140,6 +141,9 @@ func TestVisitorsConfig(t *testing.T) {
 		{edge.Visitors{ACMEEmail: "a@example.com"}, "acme-email needs acme-directory"},
 		{edge.Visitors{ACMECA: "x"}, "acme-ca needs acme-directory"},
 		{edge.Visitors{ACMEDirectory: "https://a", ACMEEmail: "Me <a@b.c>"}, `acme-email "Me <a@b.c>" is not an e-mail address`},
+		{edge.Visitors{ProxyProtocol: []string{"http", "https", "tcp"}, TrustedProxies: make([]netip.Prefix, 1)}, ""},
+		{edge.Visitors{ProxyProtocol: []string{"ssh"}, TrustedProxies: make([]netip.Prefix, 1)}, `proxy-protocol: "ssh" is not one of http, https, tcp`},
+		{edge.Visitors{ProxyProtocol: []string{"tcp"}}, "proxy-protocol needs trusted-proxies: headers are taken from those only"},
 		{edge.Visitors{TLSKey: "a"}, "tls-cert and tls-key belong together: give both or none"},
 	} {
 		cfg := good
@@ -159,8 +163,7 @@ func TestTrustedProxies(t *testing.T) {
 	e := edgetest.Start(t, func(c *edge.Config) {
 		c.Visitors.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 		c.Visitors.RedirectHTTP = true
-		c.Log = slog.New(slog.NewTextHandler(log, nil))
-	})
+	}, logTo(log))
 	a := login(t, e)
 	s := a.newSocket("http")
 	r := a.connect(s, appAddress(newApp(t, "app")))
@@ -211,4 +214,9 @@ func TestParsePrefixes(t *testing.T) {
 			t.Errorf("%q: %s, want %s", in, got, want)
 		}
 	}
+}
+
+// logTo has an edge log to a writer.
+func logTo(w io.Writer) edgetest.Option {
+	return func(c *edge.Config) { c.Log = slog.New(slog.NewTextHandler(w, nil)) }
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -30,7 +31,13 @@ type Visitors struct {
 	ACMEDirectory, ACMEEmail, ACMECA string
 	// TrustedProxies are the addresses of proxies in front, whose X-Forwarded-For, -Proto and -Host and X-Real-Ip count.
 	TrustedProxies []netip.Prefix
+	// ProxyProtocol are the fronts (http, https, tcp) where connections from TrustedProxies begin with a header of the PROXY
+	// protocol.
+	ProxyProtocol []string
 }
+
+// proxyFronts are the fronts that may take PROXY headers. The ports of tls sockets are of tcp.
+func proxyFronts() []string { return []string{"http", "https", "tcp"} }
 
 // ParsePrefixes reads a list of networks and addresses, such as 10.0.0.0/8,2001:db8::1, separated by commas.
 func ParsePrefixes(s string) ([]netip.Prefix, error) {
@@ -70,6 +77,14 @@ func (v *Visitors) validate() []error {
 		if a, err := mail.ParseAddress(v.ACMEEmail); err != nil || a.Address != v.ACMEEmail {
 			errs = append(errs, fmt.Errorf("acme-email %q is not an e-mail address", v.ACMEEmail))
 		}
+	}
+	for _, name := range v.ProxyProtocol {
+		if !slices.Contains(proxyFronts(), name) {
+			errs = append(errs, fmt.Errorf("proxy-protocol: %q is not one of %s", name, strings.Join(proxyFronts(), ", ")))
+		}
+	}
+	if len(v.ProxyProtocol) > 0 && len(v.TrustedProxies) == 0 {
+		errs = append(errs, errors.New("proxy-protocol needs trusted-proxies: headers are taken from those only"))
 	}
 	return errs
 }
@@ -115,6 +130,23 @@ func (e *Edge) openVisitors(m *metrics.Metrics, plain, secure *server) (err erro
 	})
 	plain.http.Handler = e.visitors.acme.Handler(plain.http.Handler)
 	return nil
+}
+
+// proxyHeaders are those that a front takes, nil if it takes none.
+func (e *Edge) proxyHeaders(name string, m *metrics.Metrics) *front.ProxyHeaders {
+	if !slices.Contains(e.cfg.Visitors.ProxyProtocol, name) {
+		return nil
+	}
+	return &front.ProxyHeaders{
+		Trusted: e.cfg.Visitors.TrustedProxies, Timeout: e.cfg.Timings.VisitorHandshake, Log: e.log.With("part", name), Metrics: m,
+	}
+}
+
+// takeHeaders has a server take PROXY headers, if there are any to take.
+func (s *server) takeHeaders(h *front.ProxyHeaders) {
+	if h != nil {
+		s.ln = h.Listen(s.ln)
+	}
 }
 
 // acmeRoots are the system's roots and those of a file, nil without one.
