@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -167,7 +168,8 @@ func TestProxyProtocolRefused(t *testing.T) {
 			conn := dialFrom(t, "127.0.0.2", to)
 			_, _ = io.WriteString(conn, says)
 			answer, err := io.ReadAll(conn)
-			if timeout, ok := err.(net.Error); ok && timeout.Timeout() {
+			var timeout net.Error
+			if errors.As(err, &timeout) && timeout.Timeout() {
 				t.Errorf("%.40q: still open", says)
 			}
 			if strings.Contains(string(answer), "200 OK") {

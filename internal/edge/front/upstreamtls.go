@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -52,7 +53,7 @@ func (us *upstreams) dialTLS(ctx context.Context, t *registry.Tunnel, address st
 		return conn, nil
 	}
 	_ = channel.Close()
-	if visitorLeft := context.Cause(ctx) == context.Canceled; !visitorLeft {
+	if !errors.Is(ctx.Err(), context.Canceled) { // A visitor who went away says nothing about the app.
 		us.dispatcher.Metrics.OpenFailed(metrics.TLS)
 	}
 	return nil, &openError{fmt.Errorf("TLS with the app: %w", err)}

@@ -76,7 +76,7 @@ type visit struct {
 	// secure says that the visitor came over HTTPS; cookie is what it sent as the edge's own.
 	secure bool
 	cookie string
-	from    provenance
+	from   provenance
 	// Filled in by the round trip.
 	attempts int
 	tunnel   *registry.Tunnel
