@@ -2,6 +2,7 @@ package main
 
 import (
 	"flag"
+	"strings"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge"
 )
@@ -14,4 +15,17 @@ func visitorFlags(fs *flag.FlagSet, v *edge.Visitors) {
 	fs.StringVar(&v.ACMEDirectory, "acme-directory", "", "`URL` of the directory of an ACME authority from which public names get certificates;\ngiving it means that you agree to the authority's terms")
 	fs.StringVar(&v.ACMEEmail, "acme-email", "", "e-mail `address` for the account at the ACME authority")
 	fs.StringVar(&v.ACMECA, "acme-ca", "", "`file` with roots (PEM) for the ACME authority's own HTTPS, beside the system's")
+	fs.Func("trusted-proxies", "`networks` of proxies in front, such as 10.0.0.0/8,192.0.2.7: their X-Forwarded-For, X-Forwarded-Proto,\nX-Forwarded-Host and X-Real-Ip count", func(s string) (err error) {
+		v.TrustedProxies, err = edge.ParsePrefixes(s)
+		return err
+	})
+	fs.Func("proxy-protocol", "`fronts` (http, https, tcp; tls sockets are of tcp) where connections from --trusted-proxies begin with a\nheader of the PROXY protocol, version 1 or 2", func(s string) error {
+		v.ProxyProtocol = nil
+		for _, name := range strings.Split(s, ",") {
+			if name = strings.TrimSpace(name); name != "" {
+				v.ProxyProtocol = append(v.ProxyProtocol, name)
+			}
+		}
+		return nil
+	})
 }

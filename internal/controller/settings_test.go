@@ -233,7 +233,7 @@ func TestAccessAtOurEdge(t *testing.T) {
 	}
 }
 
-// TestUpstream is set, changed and taken back at our edge, and refused where it must be.
+// TestUpstream is set, changed and taken back at our edge, and refused by an edge that lacks it.
 func TestUpstream(t *testing.T) {
 	s := newStage(t)
 	svc := s.service(enabled(annotations.UpstreamHTTPHostname, "shop.example.com"))
@@ -257,10 +257,16 @@ func TestUpstream(t *testing.T) {
 	}
 	s.events.take()
 	cluster.Change(t, svc, func() { svc.Annotations[annotations.UpstreamType] = "https" })
+	s.proxy.Fail("PUT /socket/{}", mysockettest.Answer(400, `{"error_message":"no https here"}`))
 	s.mustReconcile(svc)
-	wantCondition(t, svc, annotations.SocketReady, metav1.ConditionFalse, "SocketRefused", `upstream_type "https" is not supported by this edge; http is`)
+	wantCondition(t, svc, annotations.SocketReady, metav1.ConditionFalse, "SocketRefused", "no https here")
 	if !guarded(t, svc) {
 		t.Error("how the edge speaks to the app is no guard")
+	}
+	s.mustReconcile(svc)
+	wantCondition(t, svc, annotations.SocketReady, metav1.ConditionTrue, "Ready", "")
+	if kind := deref(s.sockets()[0].Upstream).UpstreamType; kind != "https" {
+		t.Errorf("the upstream type is %q", kind)
 	}
 	// Taken back in the face of an API that fails, and then not.
 	cluster.Change(t, svc, func() {

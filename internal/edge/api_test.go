@@ -129,6 +129,7 @@ func TestUnsupportedIsRefused(t *testing.T) {
 		{`"custom_domains": ["a.example"]`, "custom_domains"},
 		{`"policy_names": ["p"]`, "policy_names"},
 		{`"upstream_type": "mysql"`, "upstream_type"},
+		{`"upstream_type": "https", "socket_type": "tcp"`, "upstream_type https is for http and https sockets"},
 		{`"upstream_username": "x"`, "upstream_username"},
 		{`"protected_socket": true`, "protected_username"},
 		{`"protected_username": "u", "protected_password": "p"`, "protected_socket"},

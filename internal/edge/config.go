@@ -77,7 +77,7 @@ type Timings struct {
 	OpenTimeout time.Duration
 	// Penalty is how long a tunnel that failed to open a channel is the last choice.
 	Penalty time.Duration
-	// HandshakeTimeout is how long an SSH client may take to log in, and a visitor of a tls socket to agree on TLS.
+	// HandshakeTimeout is how long an SSH client may take to log in.
 	HandshakeTimeout time.Duration
 	// LoginPause is how long the reading of an SSH login pauses between its parts, see package sshguard.
 	LoginPause time.Duration
@@ -86,6 +86,9 @@ type Timings struct {
 	KeepaliveMisses   int
 	// Drain is how long requests may go on after the edge was told to stop. Everything is over two seconds later.
 	Drain time.Duration
+	// VisitorHandshake is how long a visitor of a tls socket may take to agree on TLS, and a proxy in front to send its
+	// PROXY header.
+	VisitorHandshake time.Duration
 	// CertificateCheck is how often the files of a certificate are read again.
 	CertificateCheck time.Duration
 }
@@ -95,7 +98,7 @@ func DefaultTimings() Timings {
 	return Timings{
 		Hold: time.Second, OpenTimeout: 5 * time.Second, Penalty: time.Second, HandshakeTimeout: 10 * time.Second, LoginPause: sshguard.Pause,
 		KeepaliveInterval: 10 * time.Second, KeepaliveMisses: 4, Drain: 6 * time.Second,
-		CertificateCheck: 5 * time.Second,
+		VisitorHandshake: 10 * time.Second, CertificateCheck: 5 * time.Second,
 	}
 }
 
@@ -104,7 +107,7 @@ func (t *Timings) setDefaults() {
 	for _, p := range []struct{ value, fallback *time.Duration }{
 		{&t.Hold, &d.Hold}, {&t.OpenTimeout, &d.OpenTimeout}, {&t.Penalty, &d.Penalty},
 		{&t.HandshakeTimeout, &d.HandshakeTimeout}, {&t.LoginPause, &d.LoginPause}, {&t.KeepaliveInterval, &d.KeepaliveInterval}, {&t.Drain, &d.Drain},
-		{&t.CertificateCheck, &d.CertificateCheck},
+		{&t.VisitorHandshake, &d.VisitorHandshake}, {&t.CertificateCheck, &d.CertificateCheck},
 	} {
 		if *p.value == 0 {
 			*p.value = *p.fallback

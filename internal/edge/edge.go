@@ -153,6 +153,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
+	httpServer.takeHeaders(e.proxyHeaders("http", m))
 	webCert, err := e.keys.Serving("*."+cfg.Domain, cfg.Domain)
 	if err != nil {
 		return err
@@ -161,6 +162,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
+	httpsServer.takeHeaders(e.proxyHeaders("https", m))
 	if err := e.openVisitors(m, httpServer, httpsServer); err != nil {
 		return err
 	}
@@ -173,7 +175,7 @@ func (e *Edge) build() error {
 		Stats:      e.stats,
 		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"),
 		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.certificates(webCert).For,
-		HandshakeTimeout: timings.HandshakeTimeout,
+		HandshakeTimeout: timings.VisitorHandshake, ProxyHeaders: e.proxyHeaders("tcp", m),
 	})
 	e.publicURL = func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) }
 	e.sshd = sshd.New(sshd.Config{

@@ -4,8 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +141,9 @@ func TestVisitorsConfig(t *testing.T) {
 		{edge.Visitors{ACMEEmail: "a@example.com"}, "acme-email needs acme-directory"},
 		{edge.Visitors{ACMECA: "x"}, "acme-ca needs acme-directory"},
 		{edge.Visitors{ACMEDirectory: "https://a", ACMEEmail: "Me <a@b.c>"}, `acme-email "Me <a@b.c>" is not an e-mail address`},
+		{edge.Visitors{ProxyProtocol: []string{"http", "https", "tcp"}, TrustedProxies: make([]netip.Prefix, 1)}, ""},
+		{edge.Visitors{ProxyProtocol: []string{"ssh"}, TrustedProxies: make([]netip.Prefix, 1)}, `proxy-protocol: "ssh" is not one of http, https, tcp`},
+		{edge.Visitors{ProxyProtocol: []string{"tcp"}}, "proxy-protocol needs trusted-proxies: headers are taken from those only"},
 		{edge.Visitors{TLSKey: "a"}, "tls-cert and tls-key belong together: give both or none"},
 	} {
 		cfg := good
@@ -148,4 +156,67 @@ func TestVisitorsConfig(t *testing.T) {
 			t.Errorf("%+v: %q, want %q", c.visitors, got, c.says)
 		}
 	}
+}
+
+func TestTrustedProxies(t *testing.T) {
+	log := &lockedBuffer{}
+	e := edgetest.Start(t, func(c *edge.Config) {
+		c.Visitors.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		c.Visitors.RedirectHTTP = true
+	}, logTo(log))
+	a := login(t, e)
+	s := a.newSocket("http")
+	r := a.connect(s, appAddress(newApp(t, "app")))
+	req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+s.DNSName+"/echo", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{
+		"X-Forwarded-For": {"1.1.1.1, 192.0.2.7"}, "X-Forwarded-Proto": {"https"}, "X-Forwarded-Host": {"shop.example.com"}, "X-Real-Ip": {"1.1.1.1"},
+		"Forwarded": {"for=1.1.1.1"}, "X_forwarded_for": {"1.1.1.1"},
+	}
+	resp, err := e.VisitorClient(t).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var echo struct{ Header http.Header }
+	err = json.NewDecoder(resp.Body).Decode(&echo)
+	_ = resp.Body.Close()
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatalf("%d: %v", resp.StatusCode, err)
+	}
+	for name, want := range map[string]string{
+		"X-Forwarded-For": "192.0.2.7, 127.0.0.1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example.com", "X-Real-Ip": "192.0.2.7",
+		"Forwarded": "", "X_forwarded_for": "",
+	} {
+		if got := strings.Join(echo.Header[name], "|"); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	r.mu.Lock()
+	if r.lastOpen.OriginHost != "192.0.2.7" || r.lastOpen.OriginPort == 0 {
+		t.Errorf("forwarded-tcpip said %+v", r.lastOpen)
+	}
+	r.mu.Unlock()
+	eventually(t, "the visitor in the log", func() bool { return strings.Contains(log.String(), "visitor=192.0.2.7 ") })
+}
+
+func TestParsePrefixes(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "[]", "10.1.2.3/8, 192.0.2.7,2001:db8::/32": "[10.0.0.0/8 192.0.2.7/32 2001:db8::/32]",
+		"10.0.0.0/33": "error", "a": "error", "10.0.0.1-10.0.0.9": "error", "::ffff:10.0.0.0/104": "error", "fe80::1%eth0": "error",
+	} {
+		got := "error"
+		if prefixes, err := edge.ParsePrefixes(in); err == nil {
+			got = fmt.Sprint(prefixes)
+		}
+		if got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+}
+
+// logTo has an edge log to a writer.
+func logTo(w io.Writer) edgetest.Option {
+	return func(c *edge.Config) { c.Log = slog.New(slog.NewTextHandler(w, nil)) }
 }

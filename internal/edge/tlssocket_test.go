@@ -192,7 +192,7 @@ func TestTLSSocketStopsWithVisitorsHalfway(t *testing.T) {
 
 // A visitor who connects and says nothing, or stops in the middle, is closed in time.
 func TestTLSSocketsSilentVisitor(t *testing.T) {
-	e := edgetest.Start(t, func(c *edge.Config) { c.Timings.HandshakeTimeout = 300 * time.Millisecond })
+	e := edgetest.Start(t, func(c *edge.Config) { c.Timings.VisitorHandshake = 300 * time.Millisecond })
 	a := login(t, e)
 	s := a.newSocket("tls")
 	for _, says := range []string{"", "\x16\x03\x01\x02\x00\x01"} {

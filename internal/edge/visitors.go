@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"net"
 	"net/mail"
+	"net/netip"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/front"
@@ -26,6 +29,33 @@ type Visitors struct {
 	// ACMEDirectory is the URL of an ACME authority that public names get certificates from; none if empty. ACMEEmail is the
 	// account's contact there, ACMECA a file (PEM) with roots for the authority's own HTTPS. Both are optional.
 	ACMEDirectory, ACMEEmail, ACMECA string
+	// TrustedProxies are the addresses of proxies in front, whose X-Forwarded-For, -Proto and -Host and X-Real-Ip count.
+	TrustedProxies []netip.Prefix
+	// ProxyProtocol are the fronts (http, https, tcp) where connections from TrustedProxies begin with a header of the PROXY
+	// protocol.
+	ProxyProtocol []string
+}
+
+// proxyFronts are the fronts that may take PROXY headers. The ports of tls sockets are of tcp.
+func proxyFronts() []string { return []string{"http", "https", "tcp"} }
+
+// ParsePrefixes reads a list of networks and addresses, such as 10.0.0.0/8,2001:db8::1, separated by commas.
+func ParsePrefixes(s string) ([]netip.Prefix, error) {
+	var prefixes []netip.Prefix
+	for _, part := range strings.Split(s, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if addr, addrErr := netip.ParseAddr(part); addrErr == nil && addr.Zone() == "" {
+			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil || prefix.Addr().Is4In6() {
+			return nil, fmt.Errorf("%q is neither a network such as 10.0.0.0/8 nor an IP address", part)
+		}
+		prefixes = append(prefixes, prefix.Masked())
+	}
+	return prefixes, nil
 }
 
 func (v *Visitors) validate() []error {
@@ -47,6 +77,14 @@ func (v *Visitors) validate() []error {
 		if a, err := mail.ParseAddress(v.ACMEEmail); err != nil || a.Address != v.ACMEEmail {
 			errs = append(errs, fmt.Errorf("acme-email %q is not an e-mail address", v.ACMEEmail))
 		}
+	}
+	for _, name := range v.ProxyProtocol {
+		if !slices.Contains(proxyFronts(), name) {
+			errs = append(errs, fmt.Errorf("proxy-protocol: %q is not one of %s", name, strings.Join(proxyFronts(), ", ")))
+		}
+	}
+	if len(v.ProxyProtocol) > 0 && len(v.TrustedProxies) == 0 {
+		errs = append(errs, errors.New("proxy-protocol needs trusted-proxies: headers are taken from those only"))
 	}
 	return errs
 }
@@ -94,6 +132,23 @@ func (e *Edge) openVisitors(m *metrics.Metrics, plain, secure *server) (err erro
 	return nil
 }
 
+// proxyHeaders are those that a front takes, nil if it takes none.
+func (e *Edge) proxyHeaders(name string, m *metrics.Metrics) *front.ProxyHeaders {
+	if !slices.Contains(e.cfg.Visitors.ProxyProtocol, name) {
+		return nil
+	}
+	return &front.ProxyHeaders{
+		Trusted: e.cfg.Visitors.TrustedProxies, Timeout: e.cfg.Timings.VisitorHandshake, Log: e.log.With("part", name), Metrics: m,
+	}
+}
+
+// takeHeaders has a server take PROXY headers, if there are any to take.
+func (s *server) takeHeaders(h *front.ProxyHeaders) {
+	if h != nil {
+		s.ln = h.Listen(s.ln)
+	}
+}
+
 // acmeRoots are the system's roots and those of a file, nil without one.
 func acmeRoots(path string) (*x509.CertPool, error) {
 	if path == "" {
@@ -124,6 +179,7 @@ func (e *Edge) publicName(name string) bool {
 
 // visitWeb sets what the web front does because of the Visitors.
 func (e *Edge) visitWeb(c *front.WebConfig) {
+	c.Trusted = e.cfg.Visitors.TrustedProxies
 	if e.cfg.Visitors.RedirectHTTP {
 		c.RedirectPort = func() int {
 			https, _ := e.Addresses().HTTPS.(*net.TCPAddr) // it serves only when all listen

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
@@ -75,7 +76,7 @@ func (a *API) answerSocket(k store.Socket, tunnels []store.Tunnel) socketAnswer 
 		ans.TCPPorts = []int{k.TCPPort}
 	}
 	if k.Type.Web() {
-		ans.UpstreamType = "http"
+		ans.UpstreamType = cmp.Or(k.UpstreamType, "http")
 	}
 	if k.Protection != nil {
 		ans.Protected, ans.ProtectedUsername = true, k.Protection.Username
@@ -252,6 +253,9 @@ func (f *socketForm) apply(k *store.Socket) error {
 		}
 		k.UpstreamHTTPHostname = *f.UpstreamHTTPHostname
 	}
+	if err := f.applyUpstreamType(k); err != nil {
+		return err
+	}
 	if f.Tags != nil {
 		if len(*f.Tags) > maxTags {
 			return badRequest("tags: there are %d, and %d are allowed", len(*f.Tags), maxTags)
@@ -279,10 +283,27 @@ func (f *socketForm) refuseUnsupported() error {
 		return badRequest("custom_domains are not supported by this edge: a socket has the name in its dnsname")
 	case hasText(f.PolicyNames...):
 		return badRequest("policy_names are not supported by this edge")
-	case f.UpstreamType != nil && *f.UpstreamType != "" && *f.UpstreamType != "http":
-		return badRequest("upstream_type %q is not supported by this edge; http is", truncate(*f.UpstreamType, 50))
 	case f.UpstreamUsername != nil && *f.UpstreamUsername != "" || f.UpstreamPassword != nil && *f.UpstreamPassword != "":
 		return badRequest("upstream_username and upstream_password are not supported by this edge")
+	}
+	return nil
+}
+
+// applyUpstreamType sets what the edge speaks to the app.
+func (f *socketForm) applyUpstreamType(k *store.Socket) error {
+	if f.UpstreamType == nil {
+		return nil
+	}
+	switch *f.UpstreamType {
+	case "", "http":
+		k.UpstreamType = ""
+	case store.UpstreamHTTPS:
+		if !k.Type.Web() {
+			return badRequest("upstream_type https is for http and https sockets; this one is %s", k.Type)
+		}
+		k.UpstreamType = store.UpstreamHTTPS
+	default:
+		return badRequest("upstream_type %q is not supported by this edge; http and https are", truncate(*f.UpstreamType, 50))
 	}
 	return nil
 }

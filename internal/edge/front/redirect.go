@@ -9,7 +9,7 @@ import (
 // toHTTPS answers a request that came in plain HTTP with a redirect to the HTTPS front, if the operator wants that. It says
 // whether it did. The host is that of a socket: nobody can be sent elsewhere with a Host header.
 func (w *Web) toHTTPS(rw http.ResponseWriter, r *http.Request, v *visit) bool {
-	if w.cfg.RedirectPort == nil || r.TLS != nil {
+	if w.cfg.RedirectPort == nil || r.TLS != nil || v.secure {
 		return false
 	}
 	host := v.socket.DNSName

@@ -42,6 +42,8 @@ type TCPConfig struct {
 	// Certificate finds those of tls sockets, HandshakeTimeout is how long their visitors may take to agree on TLS.
 	Certificate      Certificate
 	HandshakeTimeout time.Duration
+	// ProxyHeaders are taken if not nil.
+	ProxyHeaders *ProxyHeaders
 }
 
 // TCP listens on the public ports of tcp and tls sockets. Make it with NewTCP.
@@ -93,7 +95,11 @@ func (f *TCP) Reserve() (int, error) {
 }
 
 func (f *TCP) listen(n int) (net.Listener, error) {
-	return net.Listen("tcp", net.JoinHostPort(f.cfg.Host, strconv.Itoa(n)))
+	ln, err := net.Listen("tcp", net.JoinHostPort(f.cfg.Host, strconv.Itoa(n)))
+	if err != nil || f.cfg.ProxyHeaders == nil {
+		return ln, err
+	}
+	return f.cfg.ProxyHeaders.Listen(ln), nil
 }
 
 func (f *TCP) newPort(ln net.Listener) *port {
@@ -210,6 +216,9 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, config *tls.Config, sock
 	defer stop()
 	start := time.Now()
 	f.cfg.Metrics.Connection()
+	if proxied, ok := conn.(*proxiedConn); ok && proxied.check() != nil {
+		return
+	}
 	var visitor netip.AddrPort
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		ap := tcp.AddrPort()

@@ -87,11 +87,10 @@ func (us *upstreams) close() {
 func (us *upstreams) transport(t *registry.Tunnel, fresh bool) *http.Transport {
 	return &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var visitor netip.AddrPort
-			if v := visitOf(ctx); v != nil {
-				visitor = v.visitor
-			}
-			return us.dispatcher.open(ctx, t, visitor)
+			return us.dispatcher.open(ctx, t, visitorIn(ctx))
+		},
+		DialTLSContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+			return us.dialTLS(ctx, t, address)
 		},
 		DisableKeepAlives:      fresh,
 		DisableCompression:     true,
@@ -102,6 +101,14 @@ func (us *upstreams) transport(t *registry.Tunnel, fresh bool) *http.Transport {
 		// HTTP/2 is not spoken to apps: the channel carries plain HTTP/1.1.
 		Protocols: http1Only(),
 	}
+}
+
+// visitorIn is the visitor whose request a connection is opened for.
+func visitorIn(ctx context.Context) netip.AddrPort {
+	if v := visitOf(ctx); v != nil {
+		return v.visitor
+	}
+	return netip.AddrPort{}
 }
 
 func http1Only() *http.Protocols {

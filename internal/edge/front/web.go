@@ -41,6 +41,8 @@ type WebConfig struct {
 	StickyKey []byte
 	// Stats may be nil.
 	Stats *stats.Stats
+	// Trusted are the proxies in front that say who the visitor is.
+	Trusted Trusted
 }
 
 // Web is the handler of the HTTP and HTTPS fronts. Make it with NewWeb.
@@ -77,6 +79,7 @@ type visit struct {
 	// secure says that the visitor came over HTTPS; cookie is what it sent as the edge's own.
 	secure bool
 	cookie string
+	from   provenance
 	// Filled in by the round trip.
 	attempts int
 	tunnel   *registry.Tunnel
@@ -97,7 +100,8 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w.cfg.Metrics.RequestStarted()
 	rec := &recorder{ResponseWriter: rw}
-	v := &visit{id: newRequestID(), visitor: visitorOf(r), secure: r.TLS != nil}
+	v := &visit{id: newRequestID(), from: w.cfg.Trusted.provenanceOf(r)}
+	v.visitor, v.secure = v.from.visitor, v.from.secure(r)
 	defer w.finish(v, rec, r, start)
 
 	if r.Method == http.MethodConnect {
@@ -217,8 +221,7 @@ func dropForged(h http.Header) {
 func rewrite(pr *httputil.ProxyRequest) {
 	v := visitOf(pr.In.Context())
 	out := pr.Out
-	// The tunnel is chosen by the round trip; the name here is never resolved.
-	out.URL.Scheme, out.URL.Host = "http", "origin"
+	out.URL.Scheme, out.URL.Host = originURL(v.socket)
 	out.URL.RawQuery = pr.In.URL.RawQuery
 	out.Host = pr.In.Host
 	if v.socket.UpstreamHTTPHostname != "" {
@@ -226,15 +229,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 	}
 	dropForged(out.Header)
 	v.cookie = takeStickyCookie(out.Header)
-	proto := "http"
-	if pr.In.TLS != nil {
-		proto = "https"
-	}
-	ip := v.visitor.Addr().String()
-	out.Header.Set("X-Forwarded-For", ip)
-	out.Header.Set("X-Forwarded-Proto", proto)
-	out.Header.Set("X-Forwarded-Host", pr.In.Host)
-	out.Header.Set("X-Real-Ip", ip)
+	v.from.tell(out, pr.In)
 	if out.Header.Get("X-Request-Id") == "" {
 		out.Header.Set("X-Request-Id", v.id)
 	}

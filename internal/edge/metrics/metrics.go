@@ -63,7 +63,7 @@ func New(tunnels func() int) *Metrics {
 	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.tlsMetrics = newTLSMetrics(m.registry)
-	for _, reason := range []string{Refused, Timeout, Withdrawn, Broken} {
+	for _, reason := range []string{Refused, Timeout, Withdrawn, Broken, TLS} {
 		m.openFailures.WithLabelValues(reason) // there from the start, so that a first failure is seen as a change
 	}
 	return m
@@ -97,6 +97,7 @@ const (
 	Timeout   = "timeout"
 	Withdrawn = "withdrawn"
 	Broken    = "broken"
+	TLS       = "tls" // the app does not speak it
 )
 
 // OpenFailed counts a channel that could not be opened.

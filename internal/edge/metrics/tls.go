@@ -6,11 +6,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// tlsMetrics are those of the certificates that visitors are shown.
+// tlsMetrics are those of how visitors come in: certificates, TLS, proxies in front.
 type tlsMetrics struct {
 	fileExpiry prometheus.Gauge
 	orders     *prometheus.CounterVec
 	handshakes prometheus.Counter
+	proxy      prometheus.Counter
 }
 
 func newTLSMetrics(r *prometheus.Registry) *tlsMetrics {
@@ -24,8 +25,11 @@ func newTLSMetrics(r *prometheus.Registry) *tlsMetrics {
 		handshakes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mysocket_edge_tls_handshake_failures_total", Help: "Public connections to tls sockets that did not agree on TLS.",
 		}),
+		proxy: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mysocket_edge_proxy_headers_refused_total", Help: "Connections from trusted proxies without a proper header of the PROXY protocol.",
+		}),
 	}
-	r.MustRegister(m.fileExpiry, m.orders, m.handshakes)
+	r.MustRegister(m.fileExpiry, m.orders, m.handshakes, m.proxy)
 	for _, result := range []string{orderObtained, orderFailed} {
 		m.orders.WithLabelValues(result)
 	}
@@ -52,3 +56,6 @@ func (m *tlsMetrics) OrderDone(obtained bool) {
 
 // HandshakeFailed counts a connection to a tls socket that did not agree on TLS.
 func (m *tlsMetrics) HandshakeFailed() { m.handshakes.Inc() }
+
+// ProxyHeaderRefused counts a connection from a trusted proxy without a proper header of the PROXY protocol.
+func (m *tlsMetrics) ProxyHeaderRefused() { m.proxy.Inc() }

@@ -29,6 +29,9 @@ const (
 	TypeTLS SocketType = "tls"
 )
 
+// UpstreamHTTPS is the upstream type of an app that speaks HTTPS.
+const UpstreamHTTPS = "https"
+
 // Web says whether visitors reach the socket by host name on the HTTP and HTTPS fronts.
 func (t SocketType) Web() bool { return t == TypeHTTP || t == TypeHTTPS }
 
@@ -50,10 +53,12 @@ type Socket struct {
 	// TCPPort is the socket's own public port; 0 for web sockets, which share the ports of the fronts.
 	TCPPort int `json:"tcpPort,omitempty"`
 	// Protection asks visitors of a web socket for a name and a password; nil asks nothing.
-	Protection           *Protection       `json:"protection,omitempty"`
-	UpstreamHTTPHostname string            `json:"upstreamHTTPHostname,omitempty"`
-	Tags                 map[string]string `json:"tags,omitempty"`
-	Created              time.Time         `json:"created"`
+	Protection           *Protection `json:"protection,omitempty"`
+	UpstreamHTTPHostname string      `json:"upstreamHTTPHostname,omitempty"`
+	// UpstreamType is what the app of a web socket speaks: empty for HTTP, or UpstreamHTTPS.
+	UpstreamType string            `json:"upstreamType,omitempty"`
+	Tags         map[string]string `json:"tags,omitempty"`
+	Created      time.Time         `json:"created"`
 }
 
 // Protection is HTTP basic authentication in front of a socket. The password is kept as a salted hash.

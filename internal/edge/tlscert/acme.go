@@ -144,11 +144,10 @@ func (a *ACME) event(ctx context.Context, event string, data map[string]any) err
 			o.err, _ = data["error"].(error)
 			o.cancel()
 		}
-		if a.ctx.Err() != nil {
-			return nil // The edge stops.
+		if a.ctx.Err() == nil { // else the edge stops
+			a.log.Warn("certificate could not be obtained", "name", data["identifier"], "renewal", data["renewal"], "err", data["error"])
+			a.cfg.Done(false)
 		}
-		a.log.Warn("certificate could not be obtained", "name", data["identifier"], "renewal", data["renewal"], "err", data["error"])
-		a.cfg.Done(false)
 	}
 	return nil
 }
