@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
 	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
@@ -18,6 +19,7 @@ const (
 
 	// stopping is the reason for closing a connection whose client is welcome again.
 	stopping = "the edge is stopping"
+	flooding = "the client floods the connection with messages of no use"
 )
 
 // connection is one client that has logged in.
@@ -26,9 +28,14 @@ type connection struct {
 	raw    net.Conn
 	ssh    *ssh.ServerConn
 	login  *login
+	flood  *flood
 	log    *slog.Logger
-	since  time.Time
-	done   chan struct{}
+	// account is what the connections of the account have together.
+	account *account
+	since   time.Time
+	done    chan struct{}
+	// forwarding is closed with the first forward.
+	forwarding chan struct{}
 
 	mu       sync.Mutex
 	closed   bool
@@ -38,11 +45,11 @@ type connection struct {
 	wg       sync.WaitGroup
 }
 
-func newConnection(s *Server, raw net.Conn, conn *ssh.ServerConn, l *login) *connection {
+func newConnection(s *Server, raw net.Conn, conn *ssh.ServerConn, l *login, f *flood) *connection {
 	log := s.log.With("remote", conn.RemoteAddr().String(), "user", conn.User())
 	return &connection{
-		server: s, raw: raw, ssh: conn, login: l, log: log, since: time.Now(),
-		done: make(chan struct{}), sessions: map[*session]struct{}{},
+		server: s, raw: raw, ssh: conn, login: l, flood: f, log: log, since: time.Now(),
+		done: make(chan struct{}), forwarding: make(chan struct{}), sessions: map[*session]struct{}{},
 	}
 }
 
@@ -71,6 +78,9 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 		c.handleRequest(req)
 	}
 	// The transport is gone: out of the rotation first, everything else after.
+	if c.flood.isOver() {
+		c.close(flooding) // with key exchanges
+	}
 	c.close("the client disconnected")
 	close(c.done)
 	sshguard.Drain(c.ssh)
@@ -79,6 +89,9 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 	c.mu.Lock()
 	reason := c.reason
 	c.mu.Unlock()
+	if reason == flooding {
+		c.server.cfg.Metrics.SSHRefused(metrics.SSHFlood)
+	}
 	c.log.Info("tunnel client disconnected", "reason", reason, "after", time.Since(c.since).Round(time.Millisecond))
 }
 
@@ -133,7 +146,19 @@ func (c *connection) serves(socketID, tunnelID string) bool {
 	return false
 }
 
+// useless counts a message, and ends the connection when there have been too many. It says whether it is to be answered.
+func (c *connection) useless() bool {
+	if c.flood.add(1, time.Now()) {
+		return true
+	}
+	c.close(flooding)
+	return false
+}
+
 func (c *connection) handleRequest(req *ssh.Request) {
+	if !c.useless() {
+		return
+	}
 	switch req.Type {
 	case "tcpip-forward":
 		c.handleForward(req)
