@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -269,8 +270,7 @@ func TestAuthTriesAreBounded(t *testing.T) {
 		_ = client.Close()
 		t.Error("the 31st key was still looked at")
 	}
-	few := append(keys[:maxAuthTries-1:maxAuthTries-1], b.certificate())
-	client, err := b.dialWith(few...)
+	client, err := b.dialWith(append(slices.Clone(keys[:maxAuthTries-1]), b.certificate())...)
 	if err != nil {
 		t.Fatalf("a client with %d keys and a certificate: %v", maxAuthTries-1, err)
 	}
