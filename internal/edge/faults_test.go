@@ -171,7 +171,9 @@ func (d *deaf) Close() error {
 // TestClientThatStopsReading: a tunnel's client reads nothing any more, in the middle of an upload. It is dropped, its visitor is told, and others don't
 // notice.
 func TestClientThatStopsReading(t *testing.T) {
-	e := edgetest.Start(t, func(c *edge.Config) { c.Timings.KeepaliveInterval = 100 * time.Millisecond })
+	e := edgetest.Start(t, func(c *edge.Config) {
+		c.Timings.KeepaliveInterval, c.Timings.KeepaliveMisses = 100*time.Millisecond, 15
+	})
 	a := login(t, e)
 	bad, good := a.newSocket("http"), a.newSocket("http")
 	a.connect(good, appAddress(newApp(t, "good")))

@@ -2,7 +2,6 @@ package sshd
 
 import (
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -25,7 +24,7 @@ const (
 // connection is one client that has logged in.
 type connection struct {
 	server *Server
-	raw    net.Conn
+	raw    *sshguard.Conn
 	ssh    *ssh.ServerConn
 	login  *login
 	flood  *flood
@@ -45,7 +44,7 @@ type connection struct {
 	wg       sync.WaitGroup
 }
 
-func newConnection(s *Server, raw net.Conn, conn *ssh.ServerConn, l *login, f *flood) *connection {
+func newConnection(s *Server, raw *sshguard.Conn, conn *ssh.ServerConn, l *login, f *flood) *connection {
 	log := s.log.With("remote", conn.RemoteAddr().String(), "user", conn.User())
 	return &connection{
 		server: s, raw: raw, ssh: conn, login: l, flood: f, log: log, since: time.Now(),
@@ -180,13 +179,14 @@ func (c *connection) reply(req *ssh.Request, ok bool, payload []byte) {
 	}
 }
 
-// keepalive pings the client and closes the connection when it has not answered for too long. A refusal is an
-// answer: some clients do not know the request.
+// keepalive pings the client and closes the connection when nothing has come from it for too long. A refusal is an answer: some
+// clients do not know the request. So is anything else that comes: the answer waits behind what the client sends, which on a slow line takes long.
 func (c *connection) keepalive() {
 	ticker := time.NewTicker(c.server.cfg.KeepaliveInterval)
 	defer ticker.Stop()
 	answered := make(chan error, 1)
 	pending, misses := false, 0
+	var received int64
 	for {
 		select {
 		case <-c.done:
@@ -198,13 +198,17 @@ func (c *connection) keepalive() {
 			}
 		case <-ticker.C:
 			if !pending {
-				pending = true
+				pending, received = true, c.raw.Received()
 				c.wg.Add(1)
 				go func() {
 					defer c.wg.Done()
 					_, _, err := c.ssh.SendRequest(keepaliveRequest, true, nil)
 					answered <- err
 				}()
+				continue
+			}
+			if now := c.raw.Received(); now != received {
+				received, misses = now, 0
 				continue
 			}
 			if misses++; misses >= c.server.cfg.KeepaliveMisses {

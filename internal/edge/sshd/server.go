@@ -25,7 +25,8 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
-const userTimeout = 20 * time.Second
+// userTimeout is how long the kernel waits for a peer to acknowledge what was sent. Keepalives see to it that something was.
+const userTimeout = 10 * time.Second
 
 // Shutdown spreads the ends of connections over spreadEach for each of them, and over maxSpread at most: clients of old come back a
 // fixed second later, and would do it all at once.
@@ -50,7 +51,7 @@ type Config struct {
 	HandshakeTimeout time.Duration
 	// LoginPause is how long the reading of a login pauses between its parts; sshguard.Pause if zero.
 	LoginPause time.Duration
-	// A client is pinged every KeepaliveInterval, and dead after KeepaliveMisses intervals without an answer.
+	// A client is pinged every KeepaliveInterval, and dead after KeepaliveMisses intervals in which nothing came from it.
 	KeepaliveInterval time.Duration
 	KeepaliveMisses   int
 	// ProbeTimeout is how long a client may take to answer a data-path probe. One is sent every KeepaliveInterval.
@@ -226,7 +227,7 @@ func (s *Server) handshake(conn net.Conn) (*connection, <-chan ssh.NewChannel, <
 		return nil, nil, nil, err
 	}
 	guarded.LoginOver()
-	c, err := s.enter(conn, sshConn, f)
+	c, err := s.enter(guarded, sshConn, f)
 	if err != nil {
 		// Whatever it sent is taken, or the library waits for somebody who does.
 		_ = conn.Close()
@@ -243,7 +244,7 @@ func (s *Server) handshake(conn net.Conn) (*connection, <-chan ssh.NewChannel, <
 }
 
 // enter makes a login known.
-func (s *Server) enter(conn net.Conn, sshConn *ssh.ServerConn, f *flood) (*connection, error) {
+func (s *Server) enter(conn *sshguard.Conn, sshConn *ssh.ServerConn, f *flood) (*connection, error) {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}

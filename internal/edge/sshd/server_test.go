@@ -54,7 +54,7 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-func newBench(t testing.TB) *bench {
+func newBench(t testing.TB, options ...func(*Config)) *bench {
 	t.Helper()
 	b := &bench{t: t, log: &logBuffer{}}
 	var err error
@@ -74,11 +74,15 @@ func newBench(t testing.TB) *bench {
 	}
 	b.tunnel = tunnels[0]
 	reg := registry.New(registry.Config{})
-	b.Server = New(Config{
+	cfg := Config{
 		Store: b.store, Keys: b.keys, Registry: reg, Feed: &feed.Hub{}, Metrics: metrics.New(reg.Count),
 		Log: slog.New(slog.NewTextHandler(b.log, nil)), Version: "test", URL: func(store.Socket) string { return "https://n.edge.test" },
 		HandshakeTimeout: time.Minute, KeepaliveInterval: 10 * time.Second, KeepaliveMisses: 4, SettleTimeout: time.Second,
-	})
+	}
+	for _, option := range options {
+		option(&cfg)
+	}
+	b.Server = New(cfg)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -526,4 +530,37 @@ func FuzzRequests(f *testing.F) {
 			t.Fatalf("after %q %q: %t, %v", name, payload, ok, err)
 		}
 	})
+}
+
+// TestKeepalive: a client whose answer to a keepalive waits behind what it sends is alive; one from which nothing comes is not.
+func TestKeepalive(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.KeepaliveInterval, c.KeepaliveMisses = 20*time.Millisecond, 50 })
+	raw, err := net.Dial("tcp", b.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, chans, reqs, err := ssh.NewClientConn(raw, b.address, &ssh.ClientConfig{
+		User: strings.ReplaceAll(b.user.ID, "-", ""), Auth: []ssh.AuthMethod{ssh.PublicKeys(b.certificate())},
+		HostKeyCallback: ssh.FixedHostKey(b.keys.HostKey.PublicKey()),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	for time.Since(began) < 1500*time.Millisecond {
+		if _, _, err := conn.SendRequest(keepaliveRequest, true, nil); err != nil {
+			t.Fatalf("dropped while it sent: %v", err)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	if n := len(reqs); n != 1 {
+		t.Errorf("%d keepalives wait for an answer, want 1", n)
+	}
+	eventually(t, "the silent client to be dropped", func() bool { return len(b.all()) == 0 })
+	if !strings.Contains(b.log.String(), "the client does not answer") {
+		t.Error("the log does not say why")
+	}
+	ssh.DiscardRequests(reqs)
+	for range chans {
+	}
 }

@@ -28,7 +28,7 @@ func TestTuneTCP(t *testing.T) {
 	}
 	if err := raw.Control(func(fd uintptr) {
 		for option, want := range map[int]int{
-			unix.TCP_USER_TIMEOUT: int(userTimeout.Milliseconds()), unix.TCP_KEEPIDLE: 10, unix.TCP_KEEPINTVL: 5, unix.TCP_KEEPCNT: 3,
+			unix.TCP_USER_TIMEOUT: int(userTimeout.Milliseconds()), unix.TCP_KEEPIDLE: 5, unix.TCP_KEEPINTVL: 5, unix.TCP_KEEPCNT: 2,
 		} {
 			if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || got != want {
 				t.Errorf("TCP option %d is %d, want %d, %v", option, got, want, err)
