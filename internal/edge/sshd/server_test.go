@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -562,5 +563,39 @@ func TestKeepalive(t *testing.T) {
 	}
 	ssh.DiscardRequests(reqs)
 	for range chans {
+	}
+}
+
+// TestChannelsAreBounded: those of one tunnel, and those of all tunnels of an account together.
+func TestChannelsAreBounded(t *testing.T) {
+	acc := &account{}
+	tunnels := make([]*forward, maxChannelsPerAccount/maxChannels+1)
+	for i := range tunnels {
+		tunnels[i] = &forward{conn: &connection{account: acc}}
+	}
+	taken := 0
+	for _, f := range tunnels {
+		for range maxChannels {
+			if f.takeChannel() == nil {
+				taken++
+			}
+		}
+	}
+	if taken != maxChannelsPerAccount {
+		t.Errorf("an account has %d channels", taken)
+	}
+	if err := tunnels[0].takeChannel(); !errors.Is(err, errSaturated) {
+		t.Errorf("one too many of a tunnel: %v", err)
+	}
+	last := tunnels[len(tunnels)-1]
+	if err := last.takeChannel(); !errors.Is(err, errAccountSaturated) {
+		t.Errorf("one too many of the account: %v", err)
+	}
+	tunnels[0].giveChannel()
+	if err := last.takeChannel(); err != nil {
+		t.Errorf("after one has ended: %v", err)
+	}
+	if err := tunnels[0].takeChannel(); !errors.Is(err, errAccountSaturated) || tunnels[0].channels.Load() != maxChannels-1 {
+		t.Errorf("a refused channel counts: %v", err)
 	}
 }
