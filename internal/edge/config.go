@@ -97,7 +97,7 @@ type Timings struct {
 func DefaultTimings() Timings {
 	return Timings{
 		Hold: time.Second, OpenTimeout: 5 * time.Second, Penalty: time.Second, HandshakeTimeout: 10 * time.Second, LoginPause: sshguard.Pause,
-		KeepaliveInterval: 10 * time.Second, KeepaliveMisses: 4, Drain: 6 * time.Second,
+		KeepaliveInterval: 5 * time.Second, KeepaliveMisses: 3, Drain: 6 * time.Second,
 		VisitorHandshake: 10 * time.Second, CertificateCheck: 5 * time.Second,
 	}
 }

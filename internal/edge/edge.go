@@ -179,7 +179,7 @@ func (e *Edge) build() error {
 	})
 	e.publicURL = func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) }
 	e.sshd = sshd.New(sshd.Config{
-		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Log: e.log.With("part", "ssh"), Version: cfg.Version,
+		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Metrics: m, Log: e.log.With("part", "ssh"), Version: cfg.Version,
 		URL:              e.publicURL,
 		HandshakeTimeout: timings.HandshakeTimeout, LoginPause: timings.LoginPause, KeepaliveInterval: timings.KeepaliveInterval,
 		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: settleTimeout, ComeBack: cfg.ComeBack,

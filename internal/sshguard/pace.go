@@ -29,9 +29,10 @@ const (
 // packets at a time the error comes first, and the connection is closed by the time the next ones are asked for.
 type Conn struct {
 	net.Conn
-	pause  time.Duration
-	over   atomic.Bool
-	writes atomic.Int32
+	pause    time.Duration
+	over     atomic.Bool
+	writes   atomic.Int32
+	received atomic.Int64
 
 	given  int // bytes since the last pause; of the reader
 	closed chan struct{}
@@ -49,10 +50,15 @@ func New(conn net.Conn, pause time.Duration) *Conn {
 // LoginOver ends the pauses.
 func (c *Conn) LoginOver() { c.over.Store(true) }
 
+// Received is how many bytes have come so far.
+func (c *Conn) Received() int64 { return c.received.Load() }
+
 // Read has one caller at a time, the library's reader.
 func (c *Conn) Read(p []byte) (int, error) {
 	if c.over.Load() || c.writes.Load() < keysWrite {
-		return c.Conn.Read(p)
+		n, err := c.Conn.Read(p)
+		c.received.Add(int64(n))
+		return n, err
 	}
 	if c.given >= paceBytes {
 		pause := time.NewTimer(c.pause)
@@ -66,6 +72,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p[:min(len(p), paceBytes-c.given)])
 	c.given += n
+	c.received.Add(int64(n))
 	return n, err
 }
 

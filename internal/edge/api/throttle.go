@@ -99,8 +99,9 @@ func (t *throttle) makeRoom(now time.Time) {
 			delete(t.buckets, key)
 		}
 	}
+	// Many at once, so that those who make them up don't have us look at all of them each time.
 	for key := range t.buckets {
-		if len(t.buckets) < t.most {
+		if len(t.buckets) < t.most-t.most/16 {
 			return
 		}
 		delete(t.buckets, key)

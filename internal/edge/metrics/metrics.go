@@ -24,6 +24,7 @@ type Metrics struct {
 	openFailures *prometheus.CounterVec
 	retries      prometheus.Counter
 	held         prometheus.Counter
+	sshRefused   *prometheus.CounterVec
 
 	*tlsMetrics
 	balancing
@@ -55,12 +56,13 @@ func New(tunnels func() int) *Metrics {
 		held: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mysocket_edge_held_total", Help: "Requests and connections that waited for a tunnel to connect.",
 		}),
+		sshRefused: newSSHRefused(),
 	}
 	m.balancing = newBalancing(m.registry)
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are connected.",
 	}, func() float64 { return float64(tunnels()) })
-	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, connected,
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, m.sshRefused, connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.tlsMetrics = newTLSMetrics(m.registry)
 	for _, reason := range []string{Refused, Timeout, Withdrawn, Broken, TLS} {

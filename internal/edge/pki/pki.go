@@ -25,7 +25,9 @@ type SecretStore interface {
 }
 
 const (
-	caLifetime   = 10 * 365 * 24 * time.Hour
+	caLifetime = 10 * 365 * 24 * time.Hour
+	// caBackdate is how far ahead the clock may be when an edge first starts, and be set right after that: the authority is made only once.
+	caBackdate   = 24 * time.Hour
 	tokenKeySize = 32
 	// skew is how far a client's clock may be behind ours.
 	skew = time.Minute
@@ -136,7 +138,7 @@ func newCA(name string, now time.Time) ([]byte, error) {
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: name, Organization: []string{"mysocket-edge"}},
-		NotBefore:             now.Add(-skew),
+		NotBefore:             now.Add(-caBackdate),
 		NotAfter:              now.Add(caLifetime),
 		IsCA:                  true,
 		BasicConstraintsValid: true,

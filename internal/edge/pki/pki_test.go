@@ -92,6 +92,29 @@ func TestServingCertificateRenewsItself(t *testing.T) {
 	if check().Equal(first) {
 		t.Error("not renewed with a third of its life to go")
 	}
+	c.t = c.t.Add(-2 * time.Hour)
+	check() // a clock that was ahead goes back: one that is valid now
+}
+
+// TestClockAheadAtTheFirstStart: it is set right, and the certificates are valid.
+func TestClockAheadAtTheFirstStart(t *testing.T) {
+	c := newClock()
+	c.t = c.t.Add(20 * time.Hour)
+	k := load(t, memory{}, c)
+	s, err := k.Serving("edge.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.t = c.t.Add(-20 * time.Hour)
+	cert, err := s.GetCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(k.CAPEM)
+	if _, err := cert.Leaf.Verify(x509.VerifyOptions{DNSName: "edge.test", Roots: roots, CurrentTime: c.t}); err != nil {
+		t.Error(err)
+	}
 }
 
 type conn struct {

@@ -51,7 +51,8 @@ func (s *Serving) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.keys.now()
-	if s.current != nil && now.Before(s.current.Leaf.NotAfter.Add(-renewBefore)) {
+	// A clock that was ahead and went back leaves one that is not valid yet.
+	if s.current != nil && now.Before(s.current.Leaf.NotAfter.Add(-renewBefore)) && !now.Before(s.current.Leaf.NotBefore) {
 		return s.current, nil
 	}
 	cert, err := s.keys.sign(s.names, s.ips, now)

@@ -2,12 +2,12 @@ package sshd
 
 import (
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
 	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
@@ -18,17 +18,23 @@ const (
 
 	// stopping is the reason for closing a connection whose client is welcome again.
 	stopping = "the edge is stopping"
+	flooding = "the client floods the connection with messages of no use"
 )
 
 // connection is one client that has logged in.
 type connection struct {
 	server *Server
-	raw    net.Conn
+	raw    *sshguard.Conn
 	ssh    *ssh.ServerConn
 	login  *login
+	flood  *flood
 	log    *slog.Logger
-	since  time.Time
-	done   chan struct{}
+	// account is what the connections of the account have together.
+	account *account
+	since   time.Time
+	done    chan struct{}
+	// forwarding is closed with the first forward.
+	forwarding chan struct{}
 
 	mu       sync.Mutex
 	closed   bool
@@ -39,11 +45,11 @@ type connection struct {
 	wg       sync.WaitGroup
 }
 
-func newConnection(s *Server, raw net.Conn, conn *ssh.ServerConn, l *login) *connection {
+func newConnection(s *Server, raw *sshguard.Conn, conn *ssh.ServerConn, l *login, f *flood) *connection {
 	log := s.log.With("remote", conn.RemoteAddr().String(), "user", conn.User())
 	return &connection{
-		server: s, raw: raw, ssh: conn, login: l, log: log, since: time.Now(),
-		done: make(chan struct{}), sessions: map[*session]struct{}{},
+		server: s, raw: raw, ssh: conn, login: l, flood: f, log: log, since: time.Now(),
+		done: make(chan struct{}), forwarding: make(chan struct{}), sessions: map[*session]struct{}{},
 	}
 }
 
@@ -72,6 +78,9 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 		c.handleRequest(req)
 	}
 	// The transport is gone: out of the rotation first, everything else after.
+	if c.flood.isOver() {
+		c.close(flooding) // with key exchanges
+	}
 	c.close("the client disconnected")
 	close(c.done)
 	sshguard.Drain(c.ssh)
@@ -80,6 +89,9 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 	c.mu.Lock()
 	reason := c.reason
 	c.mu.Unlock()
+	if reason == flooding {
+		c.server.cfg.Metrics.SSHRefused(metrics.SSHFlood)
+	}
 	c.log.Info("tunnel client disconnected", "reason", reason, "after", time.Since(c.since).Round(time.Millisecond))
 }
 
@@ -134,7 +146,19 @@ func (c *connection) serves(socketID, tunnelID string) bool {
 	return false
 }
 
+// useless counts a message, and ends the connection when there have been too many. It says whether it is to be answered.
+func (c *connection) useless() bool {
+	if c.flood.add(1, time.Now()) {
+		return true
+	}
+	c.close(flooding)
+	return false
+}
+
 func (c *connection) handleRequest(req *ssh.Request) {
+	if !c.useless() {
+		return
+	}
 	switch req.Type {
 	case "tcpip-forward":
 		c.handleForward(req)
@@ -156,13 +180,14 @@ func (c *connection) reply(req *ssh.Request, ok bool, payload []byte) {
 	}
 }
 
-// keepalive pings the client and closes the connection when it has not answered for too long. A refusal is an
-// answer: some clients do not know the request.
+// keepalive pings the client and closes the connection when nothing has come from it for too long. A refusal is an answer: some
+// clients do not know the request. So is anything else that comes: the answer waits behind what the client sends, which on a slow line takes long.
 func (c *connection) keepalive() {
 	ticker := time.NewTicker(c.server.cfg.KeepaliveInterval)
 	defer ticker.Stop()
 	answered := make(chan error, 1)
 	pending, misses := false, 0
+	var received int64
 	for {
 		select {
 		case <-c.done:
@@ -174,13 +199,17 @@ func (c *connection) keepalive() {
 			}
 		case <-ticker.C:
 			if !pending {
-				pending = true
+				pending, received = true, c.raw.Received()
 				c.wg.Add(1)
 				go func() {
 					defer c.wg.Done()
 					_, _, err := c.ssh.SendRequest(keepaliveRequest, true, nil)
 					answered <- err
 				}()
+				continue
+			}
+			if now := c.raw.Received(); now != received {
+				received, misses = now, 0
 				continue
 			}
 			if misses++; misses >= c.server.cfg.KeepaliveMisses {

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -97,6 +96,9 @@ func (c *connection) newForward(payload []byte) (f *forward, zero bool, err erro
 			return nil, false, errors.New("this connection forwards the tunnel already")
 		}
 	}
+	if !take(&c.account.forwards, maxForwardsPerAccount) {
+		return nil, false, fmt.Errorf("an account may have %d forwards", maxForwardsPerAccount)
+	}
 	if f.port == 0 {
 		f.port = c.freePort()
 	}
@@ -150,6 +152,7 @@ func (c *connection) enter(f *forward) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
+		c.account.forwards.Add(-1)
 		return
 	}
 	c.server.mu.Lock()
@@ -161,6 +164,11 @@ func (c *connection) enter(f *forward) {
 	c.server.serving[t] = c
 	c.server.mu.Unlock()
 	c.forwards = append(c.forwards, f)
+	select {
+	case <-c.forwarding:
+	default:
+		close(c.forwarding)
+	}
 	c.mu.Unlock()
 	c.log.Info("tunnel connected", "socket", f.socketID, "tunnel", f.tunnelID, "bind", net.JoinHostPort(f.host, fmt.Sprint(f.port)))
 	if old != nil {
@@ -169,6 +177,7 @@ func (c *connection) enter(f *forward) {
 }
 
 func (c *connection) withdraw(f *forward) {
+	c.account.forwards.Add(-1)
 	f.tunnel.Withdraw()
 	c.server.mu.Lock()
 	delete(c.server.serving, f.tunnel)
@@ -205,14 +214,33 @@ func (c *connection) handleCancel(req *ssh.Request) {
 	c.reply(req, true, nil)
 }
 
-// errSaturated means that a tunnel has as many channels as it may have.
-var errSaturated = fmt.Errorf("the tunnel has %d channels open", maxChannels)
+// These mean that a tunnel, or all tunnels of an account, have as many channels as they may have.
+var (
+	errSaturated        = fmt.Errorf("the tunnel has %d channels open", maxChannels)
+	errAccountSaturated = fmt.Errorf("the tunnels of the account have %d channels open", maxChannelsPerAccount)
+)
+
+// takeChannel counts a channel. It counts until the client has closed it, too, lest one that never does hold any number.
+func (f *forward) takeChannel() error {
+	if !take(&f.channels, maxChannels) {
+		return errSaturated
+	}
+	if !take(&f.conn.account.channels, maxChannelsPerAccount) {
+		f.channels.Add(-1)
+		return errAccountSaturated
+	}
+	return nil
+}
+
+func (f *forward) giveChannel() {
+	f.channels.Add(-1)
+	f.conn.account.channels.Add(-1)
+}
 
 // open asks the client for a channel to the origin. It is the registry's OpenFunc.
 func (f *forward) open(ctx context.Context, visitor netip.AddrPort) (registry.Conn, error) {
-	if f.channels.Add(1) > maxChannels {
-		f.channels.Add(-1)
-		return nil, errSaturated
+	if err := f.takeChannel(); err != nil {
+		return nil, err
 	}
 	type result struct {
 		ch   ssh.Channel
@@ -231,6 +259,7 @@ func (f *forward) open(ctx context.Context, visitor netip.AddrPort) (registry.Co
 		c := &channelConn{Channel: r.ch, forward: f, visitor: visitor, done: make(chan struct{})}
 		go func() {
 			ssh.DiscardRequests(r.reqs)
+			f.giveChannel()
 			close(c.done)
 		}()
 		return c
@@ -238,7 +267,7 @@ func (f *forward) open(ctx context.Context, visitor netip.AddrPort) (registry.Co
 	select {
 	case r := <-opened:
 		if r.err != nil {
-			f.channels.Add(-1)
+			f.giveChannel()
 			return nil, r.err
 		}
 		return wrap(r), nil
@@ -247,7 +276,7 @@ func (f *forward) open(ctx context.Context, visitor netip.AddrPort) (registry.Co
 		go func() {
 			r := <-opened
 			if r.err != nil {
-				f.channels.Add(-1)
+				f.giveChannel()
 				return
 			}
 			_ = wrap(r).Close()
@@ -262,13 +291,6 @@ type channelConn struct {
 	forward *forward
 	visitor netip.AddrPort
 	done    chan struct{}
-	once    sync.Once
-}
-
-// Close closes both directions.
-func (c *channelConn) Close() error {
-	c.once.Do(func() { c.forward.channels.Add(-1) })
-	return c.Channel.Close()
 }
 
 // Done is closed when the channel has ended.

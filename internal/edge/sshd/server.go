@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -16,24 +18,21 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/feed"
+	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
 	"github.com/mysocketio/mysocket-injector/internal/edge/pki"
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
-const (
-	// Bounds on what a stranger can make the server hold. Many replicas behind one address reconnect at once after
-	// an edge restart, so the bound for one address is not small.
-	maxUnauthenticated           = 1024
-	maxUnauthenticatedPerAddress = 256
-	// maxForwards and maxSessions bound one connection; a sidecar uses one of each.
-	maxForwards = 64
-	maxSessions = 8
-	// maxChannels bounds the channels to one tunnel that are open or being opened. Each may hold a window of 2 MiB.
-	maxChannels = 4096
+// userTimeout is how long the kernel waits for a peer to acknowledge what was sent. Keepalives see to it that something was.
+const userTimeout = 10 * time.Second
 
-	userTimeout = 20 * time.Second
+// Shutdown spreads the ends of connections over spreadEach for each of them, and over maxSpread at most: clients of old come back a
+// fixed second later, and would do it all at once.
+const (
+	spreadEach = 2 * time.Millisecond
+	maxSpread  = time.Second
 )
 
 // Config are the parts a Server is made of. All are required unless said otherwise.
@@ -42,6 +41,7 @@ type Config struct {
 	Keys     *pki.Keys
 	Registry *registry.Registry
 	Feed     *feed.Hub
+	Metrics  *metrics.Metrics
 	Log      *slog.Logger
 	// Version is part of the banner.
 	Version string
@@ -51,7 +51,7 @@ type Config struct {
 	HandshakeTimeout time.Duration
 	// LoginPause is how long the reading of a login pauses between its parts; sshguard.Pause if zero.
 	LoginPause time.Duration
-	// A client is pinged every KeepaliveInterval, and dead after KeepaliveMisses intervals without an answer.
+	// A client is pinged every KeepaliveInterval, and dead after KeepaliveMisses intervals in which nothing came from it.
 	KeepaliveInterval time.Duration
 	KeepaliveMisses   int
 	// ProbeTimeout is how long a client may take to answer a data-path probe. One is sent every KeepaliveInterval.
@@ -64,33 +64,55 @@ type Config struct {
 
 // Server is one SSH server. Make it with New.
 type Server struct {
-	cfg    Config
-	sshCfg *ssh.ServerConfig
-	log    *slog.Logger
+	cfg       Config
+	log       *slog.Logger
+	strangers *strangerLog
 
 	mu          sync.Mutex
 	closed      bool
 	handshakes  map[net.Conn]struct{}
-	perAddress  map[netip.Addr]int
+	perAddress  map[netip.Addr]int // of those that have not logged in
 	connections map[*connection]struct{}
+	fromAddress map[netip.Addr]int // of those that have
+	accounts    accounts
 	serving     map[*registry.Tunnel]*connection
 	wg          sync.WaitGroup
 }
 
 // New makes a server that does not listen yet.
 func New(cfg Config) *Server {
-	s := &Server{
-		cfg: cfg, log: cfg.Log,
+	return &Server{
+		cfg: cfg, log: cfg.Log, strangers: newStrangerLog(cfg.Log),
 		handshakes: map[net.Conn]struct{}{}, perAddress: map[netip.Addr]int{},
-		connections: map[*connection]struct{}{}, serving: map[*registry.Tunnel]*connection{},
+		connections: map[*connection]struct{}{}, fromAddress: map[netip.Addr]int{}, accounts: accounts{},
+		serving: map[*registry.Tunnel]*connection{},
 	}
-	s.sshCfg = &ssh.ServerConfig{
+}
+
+// sshConfig is the library's configuration for one connection, whose key exchanges are counted.
+func (s *Server) sshConfig(f *flood) *ssh.ServerConfig {
+	cfg := &ssh.ServerConfig{
 		PublicKeyCallback: s.authenticate,
-		ServerVersion:     "SSH-2.0-mysocket-edge_" + bannerVersion(cfg.Version),
-		MaxAuthTries:      6,
+		ServerVersion:     "SSH-2.0-mysocket-edge_" + bannerVersion(s.cfg.Version),
+		MaxAuthTries:      maxAuthTries,
 	}
-	s.sshCfg.AddHostKey(cfg.Keys.HostKey)
-	return s
+	cfg.AddHostKey(countedKey{s.cfg.Keys.HostKey, f})
+	return cfg
+}
+
+// countedKey is the host key, which signs each key exchange.
+type countedKey struct {
+	ssh.Signer
+	flood *flood
+}
+
+var errTooManyKeys = errors.New("too many key exchanges")
+
+func (k countedKey) Sign(rand io.Reader, data []byte) (*ssh.Signature, error) {
+	if !k.flood.add(floodKeys, time.Now()) {
+		return nil, errTooManyKeys
+	}
+	return k.Signer.Sign(rand, data)
 }
 
 // bannerVersion keeps only what RFC 4253 allows in a software version.
@@ -138,8 +160,17 @@ func (s *Server) admit(conn net.Conn) bool {
 	if s.closed {
 		return false
 	}
-	if len(s.handshakes) >= maxUnauthenticated || s.perAddress[addr] >= maxUnauthenticatedPerAddress {
-		s.log.Warn("SSH connection refused: too many that have not logged in", "remote", conn.RemoteAddr().String())
+	reason := ""
+	switch {
+	case s.perAddress[addr] >= maxUnauthenticatedPerAddress, s.fromAddress[addr] >= maxConnectionsPerAddress:
+		reason = metrics.SSHAddress
+	case crowded(len(s.handshakes)):
+		reason = metrics.SSHCrowd
+	}
+	if reason != "" {
+		s.cfg.Metrics.SSHRefused(reason)
+		s.strangers.line(slog.LevelWarn, "SSH connection refused: there are too many", "remote", conn.RemoteAddr().String(), "of", reason,
+			"not_logged_in", len(s.handshakes))
 		return false
 	}
 	s.handshakes[conn] = struct{}{}
@@ -166,7 +197,7 @@ func (s *Server) handle(conn net.Conn) {
 	}
 	c, chans, reqs, err := s.handshake(conn)
 	if err != nil {
-		s.log.Info("SSH login failed", "remote", conn.RemoteAddr().String(), "err", bounded(err))
+		s.strangers.line(slog.LevelInfo, "SSH login failed", "remote", conn.RemoteAddr().String(), "err", bounded(err))
 		return
 	}
 	c.serve(chans, reqs)
@@ -189,12 +220,14 @@ func (s *Server) handshake(conn net.Conn) (*connection, <-chan ssh.NewChannel, <
 		return nil, nil, nil, err
 	}
 	guarded := sshguard.New(conn, s.cfg.LoginPause)
-	sshConn, chans, reqs, err := ssh.NewServerConn(guarded, s.sshCfg)
+	f := &flood{}
+	sshConn, chans, reqs, err := ssh.NewServerConn(guarded, s.sshConfig(f))
 	if err != nil {
+		s.cfg.Metrics.SSHRefused(metrics.SSHLogin)
 		return nil, nil, nil, err
 	}
 	guarded.LoginOver()
-	c, err := s.enter(conn, sshConn)
+	c, err := s.enter(guarded, sshConn, f)
 	if err != nil {
 		// Whatever it sent is taken, or the library waits for somebody who does.
 		_ = conn.Close()
@@ -211,7 +244,7 @@ func (s *Server) handshake(conn net.Conn) (*connection, <-chan ssh.NewChannel, <
 }
 
 // enter makes a login known.
-func (s *Server) enter(conn net.Conn, sshConn *ssh.ServerConn) (*connection, error) {
+func (s *Server) enter(conn *sshguard.Conn, sshConn *ssh.ServerConn, f *flood) (*connection, error) {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
@@ -219,13 +252,20 @@ func (s *Server) enter(conn net.Conn, sshConn *ssh.ServerConn) (*connection, err
 	if !ok {
 		return nil, errors.New("login without an account")
 	}
-	c := newConnection(s, conn, sshConn, l)
+	c := newConnection(s, conn, sshConn, l, f)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, errors.New("the server is stopping")
 	}
+	acc, err := s.accounts.enter(l.user.ID)
+	if err != nil {
+		s.cfg.Metrics.SSHRefused(metrics.SSHAccount)
+		return nil, err
+	}
+	c.account = acc
 	s.connections[c] = struct{}{}
+	s.fromAddress[addressOf(c)]++
 	return c, nil
 }
 
@@ -233,18 +273,27 @@ func (s *Server) forget(c *connection) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.connections, c)
+	s.accounts.leave(c.login.user.ID)
+	addr := addressOf(c)
+	if s.fromAddress[addr]--; s.fromAddress[addr] <= 0 {
+		delete(s.fromAddress, addr)
+	}
 }
 
-// closeWhere closes the connections that match, each with its tunnels taken out of the rotation first.
-func (s *Server) closeWhere(reason string, match func(*connection) bool) {
+// all returns the connections there are. They are closed without mu: a connection's lock comes before the server's.
+func (s *Server) all() []*connection {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	all := make([]*connection, 0, len(s.connections))
 	for c := range s.connections {
 		all = append(all, c)
 	}
-	s.mu.Unlock()
-	// Not under mu: a connection's lock comes before the server's.
-	for _, c := range all {
+	return all
+}
+
+// closeWhere closes the connections that match, each with its tunnels taken out of the rotation first.
+func (s *Server) closeWhere(reason string, match func(*connection) bool) {
+	for _, c := range s.all() {
 		if match(c) {
 			c.close(reason)
 		}
@@ -266,8 +315,8 @@ func (s *Server) CloseUser(userID string) {
 	s.closeWhere("its account was deleted", func(c *connection) bool { return c.login.user.ID == userID })
 }
 
-// Shutdown tells clients to reconnect, and when, by closing their sessions, then closes all connections and waits until ctx ends for
-// everything to be over. The listeners are the caller's to close, before.
+// Shutdown tells clients to reconnect, and when, by closing their sessions, and then closes their connections, each at a time by chance. It
+// waits until ctx ends for everything to be over. The listeners are the caller's to close, before.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
@@ -275,9 +324,24 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		_ = conn.Close()
 	}
 	s.mu.Unlock()
-	s.closeWhere(stopping, func(*connection) bool { return true })
+	all := s.all()
+	spread := min(time.Duration(len(all))*spreadEach, maxSpread)
+	var closing sync.WaitGroup
+	for _, c := range all {
+		closing.Go(func() {
+			wait := time.NewTimer(time.Duration(rand.Int64N(int64(spread)))) // #nosec G404 -- no secret
+			defer wait.Stop()
+			select {
+			case <-wait.C:
+			case <-c.done: // it left by itself
+			case <-ctx.Done():
+			}
+			c.close(stopping)
+		})
+	}
 	done := make(chan struct{})
 	go func() {
+		closing.Wait()
 		s.wg.Wait()
 		close(done)
 	}()

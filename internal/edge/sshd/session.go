@@ -14,6 +14,9 @@ import (
 const (
 	ctrlC = 0x03
 	ctrlD = 0x04
+
+	// forwardSoon is how long a session's welcome waits for the connection's first forward.
+	forwardSoon = time.Second
 )
 
 // session is a client's session channel: it gets a welcome and then the live request lines. A client takes its end as the
@@ -45,6 +48,10 @@ func (s *session) comeBack(after time.Duration) {
 
 func (c *connection) handleChannels(chans <-chan ssh.NewChannel) {
 	for nc := range chans {
+		if !c.useless() {
+			_ = nc.Reject(ssh.ResourceShortage, flooding)
+			continue
+		}
 		if nc.ChannelType() != "session" {
 			_ = nc.Reject(ssh.Prohibited, "this server only takes reverse forwards")
 			continue
@@ -84,6 +91,9 @@ func (c *connection) handleChannels(chans <-chan ssh.NewChannel) {
 // serveSession answers the session's requests until the client or we close it.
 func (c *connection) serveSession(s *session, reqs <-chan *ssh.Request) {
 	for req := range reqs {
+		if !c.useless() {
+			continue
+		}
 		ok := false
 		switch req.Type {
 		case "pty-req", "window-change", "signal":
@@ -138,6 +148,14 @@ func (c *connection) readInput(s *session) {
 // writeLines writes the welcome and then a line for each request. When the client does not read, the write blocks, and
 // the feed drops lines.
 func (c *connection) writeLines(s *session) {
+	// A client with a registered key says with its forward which socket it means, and some send that after the shell.
+	soon := time.NewTimer(forwardSoon)
+	defer soon.Stop()
+	select {
+	case <-c.forwarding:
+	case <-soon.C:
+	case <-s.done:
+	}
 	sockets := c.sessionSockets()
 	sub := c.server.cfg.Feed.Subscribe(sockets...)
 	defer sub.Close()

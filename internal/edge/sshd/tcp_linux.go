@@ -14,7 +14,7 @@ func tuneTCP(conn net.Conn) error {
 	if !ok {
 		return nil
 	}
-	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}); err != nil {
+	if err := tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2}); err != nil {
 		return err
 	}
 	raw, err := tcp.SyscallConn()
