@@ -14,7 +14,7 @@ import (
 )
 
 // stickyCookie names, to the edge alone, the tunnel that a visitor's requests go to.
-const stickyCookie = "mysocket-tunnel"
+const stickyCookie = "mysocket-sticky"
 
 // sticky says whether visitors of the socket stick to a tunnel.
 func sticky(s store.Socket) bool { return s.Tags[store.StickyTag] == store.StickyCookie }

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -38,6 +37,10 @@ type WebConfig struct {
 	RedirectPort func() int
 	// StickyKey is the secret that sticky cookies are made with.
 	StickyKey []byte
+	// Access gets a line for each request; nil for none.
+	Access *slog.Logger
+	// Patience is how long visitors and apps are waited for.
+	Patience Patience
 }
 
 // Web is the handler of the HTTP and HTTPS fronts. Make it with NewWeb.
@@ -50,7 +53,7 @@ type Web struct {
 // NewWeb makes the handler.
 func NewWeb(cfg WebConfig) *Web {
 	w := &Web{cfg: cfg}
-	w.upstreams = newUpstreams(cfg.Dispatcher, w.preferred)
+	w.upstreams = newUpstreams(cfg.Dispatcher, w.preferred, cfg.Patience.Answer)
 	w.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		ModifyResponse: w.modify,
@@ -74,12 +77,19 @@ type visit struct {
 	// secure says that the visitor came over HTTPS; cookie is what it sent as the edge's own.
 	secure bool
 	cookie string
+	rec    *recorder
+	in     *http.Request
+	grpc   bool
 	// Filled in by the round trip.
 	attempts int
 	tunnel   *registry.Tunnel
 	upstream *upstream
 	release  func()
 	err      error
+	// failed says that it got a page of the edge's own because no app answered.
+	failed bool
+	// broken says that the answer was begun and not finished.
+	broken bool
 }
 
 type visitKey struct{}
@@ -93,8 +103,11 @@ func visitOf(ctx context.Context) *visit {
 func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w.cfg.Metrics.RequestStarted()
-	rec := &recorder{ResponseWriter: rw}
-	v := &visit{id: newRequestID(), visitor: visitorOf(r), secure: r.TLS != nil}
+	rec := newRecorder(rw, w.cfg.Patience, start)
+	v := &visit{id: requestID(r.Header), visitor: visitorOf(r), secure: r.TLS != nil, rec: rec, in: r, grpc: isGRPC(r)}
+	if v.grpc {
+		rec.watch.stream()
+	}
 	defer w.finish(v, rec, r, start)
 
 	if r.Method == http.MethodConnect {
@@ -115,54 +128,9 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.page(rec, r, v, http.StatusUnauthorized, "This socket is protected. Give its user name and password.")
 		return
 	}
-	w.proxy.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)))
-}
-
-// finish runs when the answer is over, however it ended.
-func (w *Web) finish(v *visit, rec *recorder, r *http.Request, start time.Time) {
-	tunnel := ""
-	if v.release != nil {
-		v.release()
-		tunnel = v.tunnel.TunnelID
-		if v.tunnel.Withdrawn() {
-			// The channel of this request became idle after the tunnel's idle channels were closed.
-			v.upstream.keep.CloseIdleConnections()
-		}
-	}
-	took := time.Since(start)
-	status := rec.code()
-	if v.err != nil && r.Context().Err() != nil {
-		status = statusClientGone
-	}
-	w.cfg.Metrics.RequestDone(status, took.Seconds())
-	args := []any{"request", v.id, "host", truncate(r.Host), "method", truncate(r.Method), "path", truncate(r.URL.Path),
-		"socket", v.socket.ID, "tunnel", tunnel, "visitor", v.visitor.Addr().String(), "status", status, "bytes", rec.bytes,
-		"ms", took.Milliseconds(), "attempts", v.attempts}
-	if v.err != nil {
-		args = append(args, "err", v.err)
-	}
-	w.cfg.Log.Info("request", args...)
-	if v.socket.ID != "" {
-		w.cfg.Feed.Publish(v.socket.ID, func() string {
-			// A terminal shows this: nothing of the visitor's may reach it unquoted.
-			return fmt.Sprintf("%s  %-15s %s %s -> %d, %d ms", start.Format(time.TimeOnly), v.visitor.Addr(),
-				asciiOnly(r.Method), asciiOnly(r.URL.RequestURI()), status, took.Milliseconds())
-		})
-	}
-}
-
-func (w *Web) proxyFailed(rw http.ResponseWriter, r *http.Request, err error) {
-	v := visitOf(r.Context())
-	v.err = err
-	if r.Context().Err() != nil {
-		return
-	}
-	rw.Header().Set("Retry-After", "1")
-	text := "The app behind this socket did not answer."
-	if errors.Is(err, errNoTunnel) {
-		text = "No tunnel of this socket is connected."
-	}
-	w.page(rw, r, v, http.StatusBadGateway, text)
+	v.broken = true // ReverseProxy panics when an answer can't be finished.
+	w.proxy.ServeHTTP(rec, rec.watchBody(r).WithContext(context.WithValue(r.Context(), visitKey{}, v)))
+	v.broken = false
 }
 
 // page writes a small page of the edge's own.
@@ -228,9 +196,8 @@ func rewrite(pr *httputil.ProxyRequest) {
 	out.Header.Set("X-Forwarded-Proto", proto)
 	out.Header.Set("X-Forwarded-Host", pr.In.Host)
 	out.Header.Set("X-Real-Ip", ip)
-	if out.Header.Get("X-Request-Id") == "" {
-		out.Header.Set("X-Request-Id", v.id)
-	}
+	out.Header.Set("X-Request-Id", v.id)
+	dropForged(out.Trailer)
 	if v.socket.Protection != nil {
 		out.Header.Del("Authorization") // The edge's password is not the app's business.
 	}
@@ -241,7 +208,9 @@ func (w *Web) modify(resp *http.Response) error {
 	if err := checkSwitch(resp); err != nil {
 		return err
 	}
-	w.stick(visitOf(resp.Request.Context()), resp.Header)
+	v := visitOf(resp.Request.Context())
+	w.stick(v, resp.Header)
+	resp.Header.Set("X-Request-Id", v.id)
 	return nil
 }
 
@@ -287,6 +256,23 @@ func visitorOf(r *http.Request) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
 }
 
+// requestID is the id of a request in the log, for the app and for the visitor: what the visitor or a proxy in front sent, if
+// it is 8 to 64 letters, digits, dashes, dots and underscores; else the edge makes one.
+func requestID(h http.Header) string {
+	if ids := h["X-Request-Id"]; len(ids) == 1 && len(ids[0]) >= 8 && len(ids[0]) <= 64 && !strings.ContainsFunc(ids[0], notInID) {
+		return ids[0]
+	}
+	return newRequestID()
+}
+
+func notInID(c rune) bool {
+	switch {
+	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '.', c == '_':
+		return false
+	}
+	return true
+}
+
 func newRequestID() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // Never fails, as its documentation says.
@@ -305,40 +291,6 @@ func truncate(s string) string {
 func asciiOnly(s string) string {
 	q := strconv.QuoteToASCII(truncate(s))
 	return q[1 : len(q)-1]
-}
-
-// recorder remembers the status and size of an answer.
-type recorder struct {
-	http.ResponseWriter
-	status int
-	bytes  int64
-}
-
-// Unwrap lets http.ResponseController flush and hijack.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
-// WriteHeader notes the final status, and an upgrade, but not other informational ones.
-func (r *recorder) WriteHeader(code int) {
-	if r.status == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
-		r.status = code
-	}
-	r.ResponseWriter.WriteHeader(code)
-}
-
-func (r *recorder) Write(p []byte) (int, error) {
-	if r.status == 0 {
-		r.status = http.StatusOK
-	}
-	n, err := r.ResponseWriter.Write(p)
-	r.bytes += int64(n)
-	return n, err
-}
-
-func (r *recorder) code() int {
-	if r.status == 0 {
-		return http.StatusOK
-	}
-	return r.status
 }
 
 // bufferPool lends copy buffers.

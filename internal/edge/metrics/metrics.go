@@ -27,6 +27,7 @@ type Metrics struct {
 
 	*tlsMetrics
 	balancing
+	traffic
 }
 
 // New makes the metrics. tunnels tells how many are connected.
@@ -57,6 +58,7 @@ func New(tunnels func() int) *Metrics {
 		}),
 	}
 	m.balancing = newBalancing(m.registry)
+	m.traffic = newTraffic(m.registry)
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are connected.",
 	}, func() float64 { return float64(tunnels()) })
