@@ -75,14 +75,19 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	fs.StringVar(&cfg.CAOut, "ca-out", "", "`file` to write the certificate of the edge's own authority to (PEM)")
 	fs.StringVar(&cfg.SSHHostKeyOut, "ssh-host-key-out", "", "`file` to write the SSH host key to (authorized_keys form)")
 	socket := fs.String("control-socket", "", "Unix `socket` for the user, token and backup commands, mode 0600; STATE.sock if empty, \"off\" for none")
-	level := fs.String("log-level", "info", "`level` of the log: debug, info, warn or error; info has a line for each request")
+	access := webFlags(fs, &cfg)
+	level := fs.String("log-level", "info", "`level` of the log: debug, info, warn or error")
 	format := fs.String("log-format", "text", "`format` of the log on stderr: text or json")
 	layers, code, ok := parseLayers(fs, args, os.Environ(), stderr)
 	if !ok {
 		return cfg, nil, code, false
 	}
 
-	log, logErr := newLogger(*level, *format, stderr)
+	logged := &lockedWriter{w: stderr}
+	log, logErr := newLogger(*level, *format, logged)
+	if *access && logErr == nil {
+		cfg.AccessLog, logErr = newLogger("info", *format, logged)
+	}
 	ports, portsErr := edge.ParsePortRange(*tcpPorts)
 	if portsErr != nil {
 		portsErr = fmt.Errorf("tcp-ports %w", portsErr)

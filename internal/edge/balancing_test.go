@@ -134,7 +134,7 @@ func TestStickyVisitors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set("Cookie", "mine=1; mysocket-tunnel="+cookie)
+		req.Header.Set("Cookie", "mine=1; mysocket-sticky="+cookie)
 		resp, err := visitor.Do(req)
 		if err != nil {
 			t.Fatal(err)
@@ -163,7 +163,7 @@ func TestStickyVisitors(t *testing.T) {
 			t.Fatalf("went from %q to %q, cookie %v", body, again, reset)
 		}
 	}
-	if echo, _ := ask("http", set.Value, "/echo"); !strings.Contains(echo, "mine=1") || strings.Contains(echo, "mysocket-tunnel") {
+	if echo, _ := ask("http", set.Value, "/echo"); !strings.Contains(echo, "mine=1") || strings.Contains(echo, "mysocket-sticky") {
 		t.Errorf("the app got %s", echo)
 	}
 	// A tunnel that is gone: another one, and a new cookie, that sticks in turn.

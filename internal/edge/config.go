@@ -57,6 +57,10 @@ type Config struct {
 	Version string
 	// Log is where the edge logs; slog.Default() if nil.
 	Log *slog.Logger
+	// AccessLog gets a line for each request and connection of a visitor; none if nil.
+	AccessLog *slog.Logger
+	// Web is how long the HTTP and HTTPS fronts wait for what; see DefaultWebTimeouts.
+	Web WebTimeouts
 	// Now is the clock of certificates, tokens and throttling; time.Now if nil.
 	Now func() time.Time
 	// Timings are the edge's patience; see DefaultTimings.
@@ -177,6 +181,7 @@ func (c *Config) Validate() error {
 	if c.SlowStart < 0 || c.SlowStart > MaxSlowStart {
 		errs = append(errs, fmt.Errorf("slow-start is %s; allowed are 0s to %s", c.SlowStart, MaxSlowStart))
 	}
+	errs = append(errs, c.Web.validate()...)
 	return errors.Join(errs...)
 }
 

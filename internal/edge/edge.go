@@ -28,6 +28,7 @@ import (
 )
 
 const (
+	// Those of the API and the admin address; the fronts have flags.
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 120 * time.Second
 	maxHeaderBytes    = 128 << 10
@@ -79,6 +80,7 @@ func New(cfg Config) (_ *Edge, err error) {
 		return nil, err
 	}
 	cfg.Timings.setDefaults()
+	cfg.Web.setDefaults()
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
@@ -140,9 +142,9 @@ func (e *Edge) build() error {
 	lines := &feed.Hub{}
 	dispatcher := &front.Dispatcher{Registry: e.registry, Metrics: m, Hold: timings.Hold, OpenTimeout: timings.OpenTimeout}
 	e.stats = stats.New(nil)
-	webConfig := front.WebConfig{Stats: e.stats, Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web"),
-		StickyKey: e.keys.StickyKey()}
+	webConfig := front.WebConfig{Stats: e.stats, Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web")}
 	e.visitWeb(&webConfig)
+	e.completeWeb(&webConfig)
 	e.web = front.NewWeb(webConfig)
 
 	var err error
@@ -167,13 +169,15 @@ func (e *Edge) build() error {
 		return err
 	}
 	httpsServer.http.TLSConfig = e.certificates(webCert).Config()
+	e.boundVisitors(httpServer.http)
+	e.boundVisitors(httpsServer.http)
 	host, _, err := net.SplitHostPort(cfg.HTTPAddress)
 	if err != nil {
 		return err
 	}
 	e.tcp = front.NewTCP(front.TCPConfig{
 		Stats:      e.stats,
-		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"),
+		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"), Access: cfg.AccessLog,
 		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.certificates(webCert).For,
 		HandshakeTimeout: timings.VisitorHandshake, ProxyHeaders: e.proxyHeaders("tcp", m),
 	})

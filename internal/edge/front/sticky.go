@@ -14,7 +14,7 @@ import (
 )
 
 // stickyCookie names, to the edge alone, the tunnel that a visitor's requests go to.
-const stickyCookie = "mysocket-tunnel"
+const stickyCookie = "mysocket-sticky"
 
 // sticky says whether visitors of the socket stick to a tunnel.
 func sticky(s store.Socket) bool { return s.Tags[store.StickyTag] == store.StickyCookie }
@@ -84,6 +84,7 @@ func (w *Web) stick(v *visit, h http.Header) {
 	default:
 		w.cfg.Metrics.Sticky(metrics.StickyMoved)
 	}
-	cookie := http.Cookie{Name: stickyCookie, Value: value, Path: "/", HttpOnly: true, Secure: v.secure, SameSite: http.SameSiteLaxMode}
+	// Secure where the visitor came over HTTPS: a socket may be served over plain HTTP too, where browsers would drop it.
+	cookie := http.Cookie{Name: stickyCookie, Value: value, Path: "/", HttpOnly: true, Secure: v.secure, SameSite: http.SameSiteLaxMode} // #nosec G124 -- see above
 	h.Add("Set-Cookie", cookie.String())
 }

@@ -14,14 +14,14 @@ func TestStickyCookieIsTakenOut(t *testing.T) {
 	}{
 		{nil, nil, ""},
 		{[]string{"a=1; b=2"}, []string{"a=1; b=2"}, ""},
-		{[]string{"mysocket-tunnel=x"}, nil, "x"},
-		{[]string{"a=1; mysocket-tunnel=x; b=\"2;3\""}, []string{"a=1; b=\"2;3\""}, "x"},
-		{[]string{"a=1;mysocket-tunnel=x"}, []string{"a=1"}, "x"},
-		{[]string{"mysocket-tunnel=x; a=1"}, []string{"a=1"}, "x"},
-		{[]string{"mysocket-tunnel=x; mysocket-tunnel=y"}, nil, "y"},
-		{[]string{"a=1", "mysocket-tunnel=x", "b=2"}, []string{"a=1", "b=2"}, "x"},
-		{[]string{"mysocket-tunnel2=x; a=mysocket-tunnel"}, []string{"mysocket-tunnel2=x; a=mysocket-tunnel"}, ""},
-		{[]string{"mysocket-tunnel"}, nil, ""},
+		{[]string{"mysocket-sticky=x"}, nil, "x"},
+		{[]string{"a=1; mysocket-sticky=x; b=\"2;3\""}, []string{"a=1; b=\"2;3\""}, "x"},
+		{[]string{"a=1;mysocket-sticky=x"}, []string{"a=1"}, "x"},
+		{[]string{"mysocket-sticky=x; a=1"}, []string{"a=1"}, "x"},
+		{[]string{"mysocket-sticky=x; mysocket-sticky=y"}, nil, "y"},
+		{[]string{"a=1", "mysocket-sticky=x", "b=2"}, []string{"a=1", "b=2"}, "x"},
+		{[]string{"mysocket-sticky2=x; a=mysocket-sticky"}, []string{"mysocket-sticky2=x; a=mysocket-sticky"}, ""},
+		{[]string{"mysocket-sticky"}, nil, ""},
 	} {
 		h := http.Header{}
 		if c.in != nil {
@@ -38,7 +38,7 @@ func TestStickyCookieIsTakenOut(t *testing.T) {
 }
 
 func FuzzStickyCookie(f *testing.F) {
-	for _, seed := range []string{"a=1; mysocket-tunnel=x; b=2", "mysocket-tunnel", ";;mysocket-tunnel=;", "=", " mysocket-tunnel = x ;"} {
+	for _, seed := range []string{"a=1; mysocket-sticky=x; b=2", "mysocket-sticky", ";;mysocket-sticky=;", "=", " mysocket-sticky = x ;"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, line string) {

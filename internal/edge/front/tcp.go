@@ -36,6 +36,8 @@ type TCPConfig struct {
 	Log        *slog.Logger
 	// Stats may be nil.
 	Stats *stats.Stats
+	// Access gets a line for each connection; nil for none.
+	Access *slog.Logger
 	// Host is the address to listen on, empty for all; MinPort and MaxPort the public ports to give away.
 	Host             string
 	MinPort, MaxPort int
@@ -245,14 +247,34 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, config *tls.Config, sock
 		return
 	}
 	defer release()
-	in, out := splice(&f.buffers, plain, origin)
+	timed := &timedConn{Conn: origin, start: start}
+	in, out := splice(&f.buffers, plain, timed)
 	took := time.Since(start)
-	f.cfg.Log.Info("connection", "socket", socket.ID, "tunnel", t.TunnelID, "name", t.Name(), "visitor", visitor.Addr().String(),
-		"bytes_in", in, "bytes_out", out, "ms", took.Milliseconds())
+	f.cfg.Metrics.Moved(in, out)
+	if f.cfg.Access != nil {
+		f.cfg.Access.Info("connection", "part", "tcp", "socket", socket.ID, "tunnel", t.TunnelID, "name", t.Name(), "visitor", visitor.Addr().String(),
+			"bytes_in", in, "bytes_out", out, "first_byte_ms", timed.first.Milliseconds(), "ms", took.Milliseconds())
+	}
 	f.cfg.Feed.Publish(socket.ID, func() string {
 		return fmt.Sprintf("%s  %-15s connection, %d bytes in, %d bytes out, %d ms", start.Format(time.TimeOnly),
 			visitor.Addr(), in, out, took.Milliseconds())
 	})
+}
+
+// timedConn notes when the first byte of the origin came, for the access log.
+type timedConn struct {
+	registry.Conn
+	start time.Time
+	first time.Duration
+}
+
+// Read reads what the origin sends. One goroutine calls it, and that one has ended before first is read.
+func (c *timedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.first == 0 {
+		c.first = time.Since(c.start)
+	}
+	return n, err
 }
 
 // Close stops listening, closes all connections and waits for them.

@@ -20,6 +20,8 @@ const (
 	// maxReplays bounds how often a request that was sent, and got no answer, is sent again: a request that makes apps
 	// fall over must not visit every replica.
 	maxReplays = 2
+	// maxAnswerHeader bounds the header of an app's answer.
+	maxAnswerHeader = 1 << 20
 )
 
 // upstream speaks HTTP through one tunnel.
@@ -28,6 +30,13 @@ type upstream struct {
 	// channel for each request: for all others, so that the only failure before the first byte is the opening.
 	keep  *http.Transport
 	fresh *http.Transport
+	// grpc speaks HTTP/2 over channels that many calls share.
+	grpc *http.Transport
+}
+
+func (u *upstream) closeIdle() {
+	u.keep.CloseIdleConnections()
+	u.grpc.CloseIdleConnections()
 }
 
 // upstreams has one upstream for each connected tunnel that has been used.
@@ -35,6 +44,8 @@ type upstreams struct {
 	dispatcher *Dispatcher
 	// preferred may return nil: then a visit's tunnel is chosen by load alone.
 	preferred func(*visit) func(*registry.Tunnel) bool
+	// answer is how long an app may take to begin its answer; 0 is for ever.
+	answer time.Duration
 
 	mu  sync.Mutex
 	all map[*registry.Tunnel]*upstream
@@ -42,8 +53,8 @@ type upstreams struct {
 	closing sync.WaitGroup
 }
 
-func newUpstreams(d *Dispatcher, preferred func(*visit) func(*registry.Tunnel) bool) *upstreams {
-	return &upstreams{dispatcher: d, preferred: preferred, all: map[*registry.Tunnel]*upstream{}}
+func newUpstreams(d *Dispatcher, preferred func(*visit) func(*registry.Tunnel) bool, answer time.Duration) *upstreams {
+	return &upstreams{dispatcher: d, preferred: preferred, answer: answer, all: map[*registry.Tunnel]*upstream{}}
 }
 
 func (us *upstreams) get(t *registry.Tunnel) *upstream {
@@ -53,7 +64,7 @@ func (us *upstreams) get(t *registry.Tunnel) *upstream {
 		us.mu.Unlock()
 		return u
 	}
-	u = &upstream{keep: us.transport(t, false), fresh: us.transport(t, true)}
+	u = &upstream{keep: us.transport(t, false), fresh: us.transport(t, true), grpc: us.grpcTransport(t)}
 	us.all[t] = u
 	us.mu.Unlock()
 	t.OnWithdraw(func() {
@@ -64,7 +75,7 @@ func (us *upstreams) get(t *registry.Tunnel) *upstream {
 		us.closing.Add(1)
 		go func() {
 			defer us.closing.Done()
-			u.keep.CloseIdleConnections()
+			u.closeIdle()
 		}()
 	})
 	return u
@@ -79,7 +90,7 @@ func (us *upstreams) close() {
 	}
 	us.mu.Unlock()
 	for _, u := range all {
-		u.keep.CloseIdleConnections()
+		u.closeIdle()
 	}
 	us.closing.Wait()
 }
@@ -97,8 +108,9 @@ func (us *upstreams) transport(t *registry.Tunnel, fresh bool) *http.Transport {
 		MaxIdleConnsPerHost:    maxIdlePerTunnel,
 		IdleConnTimeout:        idleTimeout,
 		ExpectContinueTimeout:  time.Second,
-		MaxResponseHeaderBytes: 1 << 20,
-		// HTTP/2 is not spoken to apps: the channel carries plain HTTP/1.1.
+		MaxResponseHeaderBytes: maxAnswerHeader,
+		ResponseHeaderTimeout:  us.answer,
+		// HTTP/2 is spoken to apps for gRPC only.
 		Protocols: http1Only(),
 	}
 }
@@ -130,6 +142,7 @@ func (us *upstreams) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.ReadCloser = req.Body
 		out = req.Clone(req.Context())
 		out.Body = body
+		v.passTrailers(out)
 	}
 	replayable := body.ReadCloser == nil && safeMethod(req.Method)
 	replays := 0
@@ -138,18 +151,27 @@ func (us *upstreams) RoundTrip(req *http.Request) (*http.Response, error) {
 		v.attempts++
 		u := us.get(t)
 		transport := u.fresh
-		if replayable {
+		switch {
+		case v.grpc:
+			transport = u.grpc
+		case replayable:
 			transport = u.keep
 		}
 		var err error
 		resp, err = transport.RoundTrip(out) //nolint:bodyclose // ReverseProxy closes it
 		if err == nil {
+			t.Answered(true)
 			v.upstream = u
 			return false, nil
 		}
 		var opening *openError
 		if errors.As(err, &opening) {
 			return !body.touched.Load(), err
+		}
+		if isTimeout(err) && v.rec.body.err() == nil {
+			// It may be working on the request still: another one must not begin to.
+			t.Answered(false)
+			return false, err
 		}
 		if !replayable || replays >= maxReplays {
 			return false, err

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -16,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/api"
 	"github.com/mysocketio/mysocket-injector/internal/edge/feed"
@@ -43,6 +44,10 @@ type WebConfig struct {
 	Stats *stats.Stats
 	// Trusted are the proxies in front that say who the visitor is.
 	Trusted Trusted
+	// Access gets a line for each request; nil for none.
+	Access *slog.Logger
+	// Patience is how long visitors and apps are waited for.
+	Patience Patience
 }
 
 // Web is the handler of the HTTP and HTTPS fronts. Make it with NewWeb.
@@ -55,7 +60,7 @@ type Web struct {
 // NewWeb makes the handler.
 func NewWeb(cfg WebConfig) *Web {
 	w := &Web{cfg: cfg}
-	w.upstreams = newUpstreams(cfg.Dispatcher, w.preferred)
+	w.upstreams = newUpstreams(cfg.Dispatcher, w.preferred, cfg.Patience.Answer)
 	w.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		ModifyResponse: w.modify,
@@ -80,12 +85,19 @@ type visit struct {
 	secure bool
 	cookie string
 	from   provenance
+	rec    *recorder
+	in     *http.Request
+	grpc   bool
 	// Filled in by the round trip.
 	attempts int
 	tunnel   *registry.Tunnel
 	upstream *upstream
 	release  func()
 	err      error
+	// failed says that it got a page of the edge's own because no app answered.
+	failed bool
+	// broken says that the answer was begun and not finished.
+	broken bool
 }
 
 type visitKey struct{}
@@ -99,11 +111,23 @@ func visitOf(ctx context.Context) *visit {
 func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w.cfg.Metrics.RequestStarted()
-	rec := &recorder{ResponseWriter: rw}
-	v := &visit{id: newRequestID(), from: w.cfg.Trusted.provenanceOf(r)}
+	rec := newRecorder(rw, w.cfg.Patience, start)
+	v := &visit{id: requestID(r.Header), from: w.cfg.Trusted.provenanceOf(r), rec: rec, in: r, grpc: isGRPC(r)}
 	v.visitor, v.secure = v.from.visitor, v.from.secure(r)
+	if v.grpc {
+		rec.watch.stream()
+	}
 	defer w.finish(v, rec, r, start)
 
+	if fault := malformed(r); fault != "" {
+		w.page(rec, r, v, http.StatusBadRequest, fault)
+		return
+	}
+	if len(r.TransferEncoding) > 0 {
+		// It may have had a length too, which net/http passes over and a proxy in front may not have: what follows on the
+		// connection could be what that proxy takes for the body (RFC 9112, 6.1).
+		rec.Header().Set("Connection", "close")
+	}
 	if r.Method == http.MethodConnect {
 		w.page(rec, r, v, http.StatusMethodNotAllowed, "This is no forward proxy.")
 		return
@@ -122,58 +146,9 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		w.page(rec, r, v, http.StatusUnauthorized, "This socket is protected. Give its user name and password.")
 		return
 	}
-	w.proxy.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)))
-}
-
-// finish runs when the answer is over, however it ended.
-func (w *Web) finish(v *visit, rec *recorder, r *http.Request, start time.Time) {
-	tunnel, name := "", ""
-	if v.release != nil {
-		v.release()
-		tunnel, name = v.tunnel.TunnelID, v.tunnel.Name()
-		if v.tunnel.Withdrawn() {
-			// The channel of this request became idle after the tunnel's idle channels were closed.
-			v.upstream.keep.CloseIdleConnections()
-		}
-	}
-	took := time.Since(start)
-	status := rec.code()
-	if v.err != nil && r.Context().Err() != nil {
-		status = statusClientGone
-	}
-	w.cfg.Metrics.RequestDone(status, took.Seconds())
-	args := []any{"request", v.id, "host", truncate(r.Host), "method", truncate(r.Method), "path", truncate(r.URL.Path),
-		"socket", v.socket.ID, "tunnel", tunnel, "visitor", v.visitor.Addr().String(), "status", status, "bytes", rec.bytes,
-		"ms", took.Milliseconds(), "attempts", v.attempts}
-	if name != "" {
-		args = append(args, "name", name)
-	}
-	if v.err != nil {
-		args = append(args, "err", v.err)
-	}
-	w.cfg.Log.Info("request", args...)
-	if v.socket.ID != "" {
-		w.cfg.Stats.Record(v.socket.ID, status >= http.StatusInternalServerError, rec.began.Sub(start))
-		w.cfg.Feed.Publish(v.socket.ID, func() string {
-			// A terminal shows this: nothing of the visitor's may reach it unquoted.
-			return fmt.Sprintf("%s  %-15s %s %s -> %d, %d ms", start.Format(time.TimeOnly), v.visitor.Addr(),
-				asciiOnly(r.Method), asciiOnly(r.URL.RequestURI()), status, took.Milliseconds())
-		})
-	}
-}
-
-func (w *Web) proxyFailed(rw http.ResponseWriter, r *http.Request, err error) {
-	v := visitOf(r.Context())
-	v.err = err
-	if r.Context().Err() != nil {
-		return
-	}
-	rw.Header().Set("Retry-After", "1")
-	text := "The app behind this socket did not answer."
-	if errors.Is(err, errNoTunnel) {
-		text = "No tunnel of this socket is connected."
-	}
-	w.page(rw, r, v, http.StatusBadGateway, text)
+	v.broken = true // ReverseProxy panics when an answer can't be finished.
+	w.proxy.ServeHTTP(rec, rec.watchBody(r).WithContext(context.WithValue(r.Context(), visitKey{}, v)))
+	v.broken = false
 }
 
 // page writes a small page of the edge's own.
@@ -230,9 +205,8 @@ func rewrite(pr *httputil.ProxyRequest) {
 	dropForged(out.Header)
 	v.cookie = takeStickyCookie(out.Header)
 	v.from.tell(out, pr.In)
-	if out.Header.Get("X-Request-Id") == "" {
-		out.Header.Set("X-Request-Id", v.id)
-	}
+	out.Header.Set("X-Request-Id", v.id)
+	dropForged(out.Trailer)
 	if v.socket.Protection != nil {
 		out.Header.Del("Authorization") // The edge's password is not the app's business.
 	}
@@ -243,7 +217,9 @@ func (w *Web) modify(resp *http.Response) error {
 	if err := checkSwitch(resp); err != nil {
 		return err
 	}
-	w.stick(visitOf(resp.Request.Context()), resp.Header)
+	v := visitOf(resp.Request.Context())
+	w.stick(v, resp.Header)
+	resp.Header.Set("X-Request-Id", v.id)
 	return nil
 }
 
@@ -273,6 +249,20 @@ func authorized(r *http.Request, p *store.Protection) bool {
 	return ok && user&pass == 1
 }
 
+// malformed says what is wrong with a request that net/http lets through: over HTTP/2, the method may be anything, and so
+// may a second length be. It returns "" if nothing is.
+func malformed(r *http.Request) string {
+	if !httpguts.ValidHeaderFieldName(r.Method) { // A method is a token, as the name of a header field is.
+		return "The method of the request is not one."
+	}
+	for _, length := range r.Header["Content-Length"] {
+		if length != r.Header["Content-Length"][0] {
+			return "The request has two different lengths."
+		}
+	}
+	return ""
+}
+
 // hostName is the name in a Host header: lower case, without port and trailing dot.
 func hostName(host string) string {
 	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
@@ -287,6 +277,23 @@ func visitorOf(r *http.Request) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}
+
+// requestID is the id of a request in the log, for the app and for the visitor: what the visitor or a proxy in front sent, if
+// it is 8 to 64 letters, digits, dashes, dots and underscores; else the edge makes one.
+func requestID(h http.Header) string {
+	if ids := h["X-Request-Id"]; len(ids) == 1 && len(ids[0]) >= 8 && len(ids[0]) <= 64 && !strings.ContainsFunc(ids[0], notInID) {
+		return ids[0]
+	}
+	return newRequestID()
+}
+
+func notInID(c rune) bool {
+	switch {
+	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '.', c == '_':
+		return false
+	}
+	return true
 }
 
 func newRequestID() string {
@@ -307,42 +314,6 @@ func truncate(s string) string {
 func asciiOnly(s string) string {
 	q := strconv.QuoteToASCII(truncate(s))
 	return q[1 : len(q)-1]
-}
-
-// recorder remembers the status and size of an answer.
-type recorder struct {
-	http.ResponseWriter
-	status int
-	bytes  int64
-	// began is when the answer did.
-	began time.Time
-}
-
-// Unwrap lets http.ResponseController flush and hijack.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
-// WriteHeader notes the final status, and an upgrade, but not other informational ones.
-func (r *recorder) WriteHeader(code int) {
-	if r.status == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
-		r.status, r.began = code, time.Now()
-	}
-	r.ResponseWriter.WriteHeader(code)
-}
-
-func (r *recorder) Write(p []byte) (int, error) {
-	if r.status == 0 {
-		r.status, r.began = http.StatusOK, time.Now()
-	}
-	n, err := r.ResponseWriter.Write(p)
-	r.bytes += int64(n)
-	return n, err
-}
-
-func (r *recorder) code() int {
-	if r.status == 0 {
-		return http.StatusOK
-	}
-	return r.status
 }
 
 // bufferPool lends copy buffers.

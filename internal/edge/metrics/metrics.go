@@ -28,6 +28,7 @@ type Metrics struct {
 
 	*tlsMetrics
 	balancing
+	traffic
 }
 
 // New makes the metrics. tunnels tells how many are connected.
@@ -59,6 +60,7 @@ func New(tunnels func() int) *Metrics {
 		sshRefused: newSSHRefused(),
 	}
 	m.balancing = newBalancing(m.registry)
+	m.traffic = newTraffic(m.registry)
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are connected.",
 	}, func() float64 { return float64(tunnels()) })

@@ -97,8 +97,8 @@ func TestCrowdOfStrangers(t *testing.T) {
 	}
 }
 
-// TestAppThatNeverAnswers: a tunnel's client takes channels and says nothing. Only its own visitors wait, and what they held is given back when they go.
-func TestAppThatNeverAnswers(t *testing.T) {
+// TestTunnelThatNeverAnswers: a tunnel's client takes channels and says nothing. Only its own visitors wait, and what they held is given back when they go.
+func TestTunnelThatNeverAnswers(t *testing.T) {
 	e := edgetest.Start(t)
 	a := login(t, e)
 	bad, good := a.newSocket("http"), a.newSocket("http")
@@ -200,7 +200,7 @@ func TestClientThatStopsReading(t *testing.T) {
 	visitor := e.VisitorClient(t)
 	answered := make(chan error, 1)
 	go func() {
-		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+bad.DNSName+"/", io.LimitReader(endless{}, 1<<30))
+		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+bad.DNSName+"/", io.LimitReader(endlessBody{}, 1<<30))
 		if err != nil {
 			answered <- err
 			return
@@ -236,10 +236,10 @@ func TestClientThatStopsReading(t *testing.T) {
 	settledGoroutines(t, before)
 }
 
-// endless is a body without an end.
-type endless struct{}
+// endlessBody is a body without an end.
+type endlessBody struct{}
 
-func (endless) Read(p []byte) (int, error) { return len(p), nil }
+func (endlessBody) Read(p []byte) (int, error) { return len(p), nil }
 
 // TestSupersedesUnderLoad: a tunnel's newest login gets the requests from the moment its forward is answered, again and again, while requests run. None fails.
 func TestSupersedesUnderLoad(t *testing.T) {
