@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -52,13 +53,13 @@ var echoService = grpc.ServiceDesc{
 }
 
 // newGRPCApp serves the service without TLS.
-func newGRPCApp(t *testing.T) (address string, stop func()) {
+func newGRPCApp(t *testing.T, options ...grpc.ServerOption) (address string, stop func()) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(options...)
 	server.RegisterService(&echoService, nil)
 	done := make(chan struct{})
 	go func() {
@@ -85,6 +86,27 @@ func newGRPCClient(t *testing.T, e *edgetest.Edge, s socket) *grpc.ClientConn {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
+}
+
+// An app that speaks gRPC over TLS.
+func TestGRPCOverTLSToTheApp(t *testing.T) {
+	e := edgetest.Start(t)
+	a := login(t, e)
+	var s socket
+	a.must("POST", "/socket", map[string]any{"name": "s", "upstream_type": "https"}, &s)
+	lender := httptest.NewTLSServer(nil) // of a certificate
+	defer lender.Close()
+	app, _ := newGRPCApp(t, grpc.Creds(credentials.NewServerTLSFromCert(&lender.TLS.Certificates[0])))
+	a.connect(s, app)
+	conn := newGRPCClient(t, e, s)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for range 3 {
+		var out wrapperspb.StringValue
+		if err := conn.Invoke(ctx, "/test.Echo/Greet", wrapperspb.String("Ann"), &out); err != nil || out.Value != "hello Ann" {
+			t.Errorf("got %q, %v", out.Value, err)
+		}
+	}
 }
 
 func TestGRPC(t *testing.T) {

@@ -163,7 +163,7 @@ func TestTrustedProxies(t *testing.T) {
 	e := edgetest.Start(t, func(c *edge.Config) {
 		c.Visitors.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 		c.Visitors.RedirectHTTP = true
-	}, logTo(log))
+	}, func(c *edge.Config) { c.AccessLog = slog.New(slog.NewTextHandler(log, nil)) })
 	a := login(t, e)
 	s := a.newSocket("http")
 	r := a.connect(s, appAddress(newApp(t, "app")))

@@ -125,10 +125,13 @@ func TestUpstreamIsNotHTTPS(t *testing.T) {
 			}()
 		}
 	}()
-	for what, app := range map[string]string{"plain HTTP": appAddress(newApp(t, "plain")), "silence": silent.Addr().String()} {
+	for what, c := range map[string]struct {
+		app    string
+		status int
+	}{"plain HTTP": {appAddress(newApp(t, "plain")), 502}, "silence": {silent.Addr().String(), 504}} {
 		var s socket
 		a.must("POST", "/socket", map[string]any{"name": what, "upstream_type": "https"}, &s)
-		a.connect(s, app)
+		a.connect(s, c.app)
 		failed := metric(t, e, `mysocket_edge_channel_open_failures_total{reason="tls"}`)
 		for _, method := range []string{"GET", "POST"} {
 			req, err := http.NewRequestWithContext(t.Context(), method, "https://"+s.DNSName+"/", nil)
@@ -140,8 +143,8 @@ func TestUpstreamIsNotHTTPS(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = resp.Body.Close()
-			if resp.StatusCode != 502 || resp.Header.Get("Retry-After") == "" {
-				t.Errorf("%s, %s: %d %v", what, method, resp.StatusCode, resp.Header)
+			if resp.StatusCode != c.status || resp.Header.Get("Retry-After") == "" {
+				t.Errorf("%s, %s: %d %v, want %d", what, method, resp.StatusCode, resp.Header, c.status)
 			}
 		}
 		if now := metric(t, e, `mysocket_edge_channel_open_failures_total{reason="tls"}`); now < failed+2 {

@@ -1,7 +1,9 @@
 package front
 
 import (
+	"context"
 	"maps"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -23,12 +25,16 @@ func isGRPC(r *http.Request) bool {
 	return ok && r.ProtoMajor == 2 && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
-// grpcTransport speaks HTTP/2 without TLS and without an upgrade (h2c with prior knowledge), as gRPC servers without TLS do.
+// grpcTransport speaks HTTP/2: over TLS to apps that want that, else without an upgrade (h2c with prior knowledge), as gRPC servers do.
 // An app may take as long as it likes to begin an answer: servers of a stream begin with the first message.
 func (us *upstreams) grpcTransport(t *registry.Tunnel) *http.Transport {
 	transport := us.transport(t, false)
 	transport.Protocols = new(http.Protocols)
 	transport.Protocols.SetUnencryptedHTTP2(true)
+	transport.Protocols.SetHTTP2(true)
+	transport.DialTLSContext = func(ctx context.Context, _, address string) (net.Conn, error) {
+		return us.dialTLS(ctx, t, address, "h2")
+	}
 	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: grpcPingAfter, PingTimeout: grpcPingTimeout}
 	transport.ResponseHeaderTimeout = 0
 	return transport

@@ -101,7 +101,7 @@ func (us *upstreams) transport(t *registry.Tunnel, fresh bool) *http.Transport {
 			return us.dispatcher.open(ctx, t, visitorIn(ctx))
 		},
 		DialTLSContext: func(ctx context.Context, _, address string) (net.Conn, error) {
-			return us.dialTLS(ctx, t, address)
+			return us.dialTLS(ctx, t, address, "http/1.1")
 		},
 		DisableKeepAlives:      fresh,
 		DisableCompression:     true,

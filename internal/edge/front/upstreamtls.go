@@ -24,10 +24,10 @@ func originURL(socket store.Socket) (scheme, host string) {
 	return "https", hostName(cmp.Or(socket.UpstreamHTTPHostname, socket.DNSName))
 }
 
-// dialTLS opens a channel and agrees on TLS with the app behind it. The app's certificate is not verified: the tunnel's client
+// dialTLS opens a channel and agrees on TLS, and a protocol (ALPN), with the app behind it. The app's certificate is not verified: the tunnel's client
 // has authenticated itself, all is encrypted on the way, and the app is beside that client. Its errors are openErrors: of the
 // request nothing was sent.
-func (us *upstreams) dialTLS(ctx context.Context, t *registry.Tunnel, address string) (net.Conn, error) {
+func (us *upstreams) dialTLS(ctx context.Context, t *registry.Tunnel, address, protocol string) (net.Conn, error) {
 	name, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, &openError{err}
@@ -37,7 +37,7 @@ func (us *upstreams) dialTLS(ctx context.Context, t *registry.Tunnel, address st
 		return nil, err
 	}
 	conn := tls.Client(&lateCloser{Conn: channel}, &tls.Config{
-		ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12, // #nosec G402 -- see above
+		ServerName: name, InsecureSkipVerify: true, NextProtos: []string{protocol}, MinVersion: tls.VersionTLS12, // #nosec G402 -- see above
 	})
 	ctx, cancel := context.WithTimeout(ctx, us.dispatcher.OpenTimeout)
 	defer cancel()
