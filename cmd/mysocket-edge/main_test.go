@@ -50,7 +50,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--body-timeout", "0s", "--upgraded-idle-timeout", "0s", "--answer-timeout", "0s", "--tcp-ports", "9-1"}, 2, "serve: --tcp-ports"},
 		{[]string{"serve", "--slow-start", "1h"}, 2, `--slow-start is 1h0m0s; allowed are 0s to 10m0s`},
 		{[]string{"serve", "--api-hosts", "a.example, b c"}, 2, `--api-hosts: "b c"`},
-		{[]string{"serve", "--trusted-proxies", "10.0.0.0/8, proxy.example"}, 2, `"proxy.example" is neither a network such as 10.0.0.0/8 nor an IP address`},
+		{[]string{"serve", "--trusted-proxies", "10.0.0.0/8, proxy.example"}, 2, `--trusted-proxies: "proxy.example" is neither a network such as 10.0.0.0/8 nor an IP address`},
 		{[]string{"serve", "--proxy-protocol", "http, ftp", "--trusted-proxies", "10.0.0.1"}, 2, `--proxy-protocol: "ftp" is not one of http, https, tcp`},
 		{[]string{"serve", "--proxy-protocol", "tcp"}, 2, "--proxy-protocol needs trusted-proxies"},
 		{[]string{"serve", "--acme-directory", "http://acme.example"}, 2, `--acme-directory "http://acme.example" is not the https:// URL`},

@@ -70,7 +70,7 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	tcpPorts := fs.String("tcp-ports", "20000-29999", "`range` of public ports for tcp and tls sockets")
 	fs.BoolVar(&cfg.AllowRegistration, "allow-registration", false, "let anybody make an account with POST /user")
 	fs.DurationVar(&cfg.ComeBack, "come-back", time.Second, "`time` after which tunnel clients are told to come back when the edge stops, 0s to 5m;\n0s: nothing is said, and they begin to come at once")
-	visitorFlags(fs, &cfg.Visitors)
+	finishVisitors := visitorFlags(fs, &cfg.Visitors)
 	fs.DurationVar(&cfg.SlowStart, "slow-start", 5*time.Second, "for what `time` a tunnel that has just connected gets less than its share of requests, 0s to 10m;\n0s: never")
 	fs.StringVar(&cfg.CAOut, "ca-out", "", "`file` to write the certificate of the edge's own authority to (PEM)")
 	fs.StringVar(&cfg.SSHHostKeyOut, "ssh-host-key-out", "", "`file` to write the SSH host key to (authorized_keys form)")
@@ -100,7 +100,7 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 			cfg.APIHosts = append(cfg.APIHosts, host)
 		}
 	}
-	if err := errors.Join(logErr, portsErr, cfg.Validate()); err != nil {
+	if err := errors.Join(logErr, portsErr, finishVisitors(), cfg.Validate()); err != nil {
 		for _, line := range strings.Split(err.Error(), "\n") {
 			_, _ = fmt.Fprintln(stderr, "mysocket-edge serve: "+layers.place(line))
 		}

@@ -165,7 +165,7 @@ func (e *Edge) build() error {
 		return err
 	}
 	httpsServer.takeHeaders(e.proxyHeaders("https", m))
-	if err := e.openVisitors(m, httpServer, httpsServer); err != nil {
+	if err := e.openVisitors(m, httpServer); err != nil {
 		return err
 	}
 	httpsServer.http.TLSConfig = e.certificates(webCert).Config()

@@ -46,7 +46,8 @@ func newSumApp(t testing.TB) string {
 func publicAddress(s socket) string { return fmt.Sprintf("127.0.0.1:%d", s.Ports[0]) }
 
 func TestTLSSocket(t *testing.T) {
-	e := edgetest.Start(t)
+	log := &lockedBuffer{}
+	e := edgetest.Start(t, logTo(log))
 	a := login(t, e)
 	b := loginWithToken(t, e)
 	var border0 socket
@@ -113,6 +114,9 @@ func TestTLSSocket(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	eventually(t, "the log to say why", func() bool {
+		return strings.Contains(log.String(), `the client asks for the name \"other.example\", not for the socket's`)
+	})
 	if _, err := dial(s.DNSName, &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}); err == nil { // #nosec G402
 		t.Error("TLS 1.1 was taken")
 	}

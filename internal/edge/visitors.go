@@ -102,7 +102,7 @@ func (v *visitors) close() {
 }
 
 // openVisitors makes what the fronts need.
-func (e *Edge) openVisitors(m *metrics.Metrics, plain, secure *server) (err error) {
+func (e *Edge) openVisitors(m *metrics.Metrics, plain *server) (err error) {
 	v := e.cfg.Visitors
 	log := e.log.With("part", "tls")
 	if v.TLSCert != "" {
@@ -126,7 +126,7 @@ func (e *Edge) openVisitors(m *metrics.Metrics, plain, secure *server) (err erro
 	}
 	e.visitors.acme = tlscert.NewACME(tlscert.ACMEConfig{
 		Directory: v.ACMEDirectory, Email: v.ACMEEmail, Roots: roots, Blobs: e.store, Allowed: e.publicName,
-		HTTPHost: host, HTTPPort: portOf(plain.ln), HTTPSPort: portOf(secure.ln), Log: log, Now: e.cfg.Now, Done: m.OrderDone,
+		HTTPHost: host, HTTPPort: portOf(plain.ln), Log: log, Now: e.cfg.Now, Done: m.OrderDone,
 	})
 	plain.http.Handler = e.visitors.acme.Handler(plain.http.Handler)
 	return nil

@@ -229,7 +229,7 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, config *tls.Config, sock
 	plain := conn
 	if config != nil {
 		var err error
-		if plain, err = endTLS(ctx, conn, config, f.cfg.HandshakeTimeout); err != nil {
+		if plain, err = endTLS(ctx, conn, config, socket.DNSName, f.cfg.HandshakeTimeout); err != nil {
 			f.cfg.Metrics.HandshakeFailed()
 			f.cfg.Log.Info("connection refused", "socket", socket.ID, "visitor", visitor.Addr().String(), "err", err)
 			return

@@ -3,6 +3,7 @@ package front
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"time"
 
@@ -30,12 +31,15 @@ func (f *TCP) tlsOf(socket store.Socket) *tls.Config {
 	}
 }
 
-// endTLS agrees with the visitor on keys. What comes out of the connection then is what goes to the app.
-func endTLS(ctx context.Context, conn net.Conn, config *tls.Config, limit time.Duration) (net.Conn, error) {
+// endTLS agrees with the visitor of a socket of that name on keys. What comes out of the connection then is what goes to the app.
+func endTLS(ctx context.Context, conn net.Conn, config *tls.Config, name string, limit time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	secure := tls.Server(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
+		if asked := secure.ConnectionState().ServerName; asked != "" && hostName(asked) != name {
+			return nil, fmt.Errorf("the client asks for the name %q, not for the socket's", truncate(asked))
+		}
 		return nil, err
 	}
 	return secure, nil

@@ -53,12 +53,11 @@ type ACMEConfig struct {
 	Blobs store.Blobs
 	// Allowed says whether there may be a certificate for a name.
 	Allowed func(name string) bool
-	// HTTPHost, HTTPPort and HTTPSPort are where the fronts listen. The authority comes to ports 80 and 443, which must
-	// lead there.
-	HTTPHost            string
-	HTTPPort, HTTPSPort int
-	Log                 *slog.Logger
-	Now                 func() time.Time
+	// HTTPHost and HTTPPort are where the HTTP front listens.
+	HTTPHost string
+	HTTPPort int
+	Log      *slog.Logger
+	Now      func() time.Time
 	// Done is told of each order that ended.
 	Done func(obtained bool)
 }
@@ -115,8 +114,9 @@ func NewACME(cfg ACMEConfig) *ACME {
 	})
 	a.issuer = certmagic.NewACMEIssuer(a.magic, certmagic.ACMEIssuer{
 		CA: cfg.Directory, Email: cfg.Email, Agreed: true, TrustedRoots: cfg.Roots, Logger: a.zap,
-		// The fronts listen there, so certmagic does not.
-		ListenHost: cfg.HTTPHost, AltHTTPPort: cfg.HTTPPort, AltTLSALPNPort: cfg.HTTPSPort,
+		// certmagic would listen for both kinds of challenge, unless somebody does so there: the HTTP front. Who comes to the
+		// HTTPS front with a challenge finds it by the name.
+		ListenHost: cfg.HTTPHost, AltHTTPPort: cfg.HTTPPort, AltTLSALPNPort: cfg.HTTPPort,
 	})
 	a.magic.Issuers = []certmagic.Issuer{a.issuer}
 	a.wg.Go(a.tidy)
