@@ -15,11 +15,13 @@ help: ## list the targets
 need-go:
 	@hack/need.sh
 	@[ -e /etc/ssl/certs/ca-certificates.crt ] || hack/need.sh update-ca-certificates=ca-certificates
-# -race needs a C compiler; the edge's tests speak to it with OpenSSH's client, paramiko and curl. systemd judges the edge's unit.
+# -race needs a C compiler; the edge's tests speak to it with OpenSSH's client, paramiko, curl, nghttp and a WebSocket client. systemd judges
+# the edge's unit.
 need-test:
-	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client curl=curl systemd-analyze=systemd
+	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client curl=curl nghttp=nghttp2-client systemd-analyze=systemd
 	@[ -e /usr/include/stdlib.h ] || hack/need.sh missing-libc-headers=libc6-dev
 	@[ -e /usr/lib/python3/dist-packages/paramiko ] || hack/need.sh missing-paramiko=python3-paramiko
+	@[ -e /usr/lib/python3/dist-packages/websockets ] || hack/need.sh missing-websockets=python3-websockets
 
 demo: need-go ## the main job, end to end: cluster, edge, chart, annotated Service, 60 public requests over 3 pods
 	$(E2E) run ./cmd/demo new

@@ -204,7 +204,6 @@ func TestNoAccessLog(t *testing.T) {
 	var log accessLog
 	e := edgetest.Start(t, func(c *edge.Config) {
 		c.Log = slog.New(slog.NewJSONHandler(&log, nil))
-		c.AccessLog = slog.New(slog.DiscardHandler)
 		c.Timings.Hold = time.Millisecond
 	})
 	a := login(t, e)
@@ -216,6 +215,9 @@ func TestNoAccessLog(t *testing.T) {
 	_ = resp.Body.Close()
 	a.connect(s, appAddress(newApp(t, "app")))
 	get(t, e.VisitorClient(t), "http://"+s.DNSName+"/works")
+	if line := log.line(t, "path=/fails"); line["status"] != 502.0 || line["request"] != resp.Header.Get("X-Request-Id") {
+		t.Errorf("the request that failed has the line %v", line)
+	}
 	if strings.Contains(log.String(), "/works") {
 		t.Error("there is a line for a request that worked")
 	}

@@ -67,9 +67,6 @@ func Start(t testing.TB, options ...Option) *Edge {
 	for _, option := range options {
 		option(&cfg)
 	}
-	if cfg.AccessLog == nil {
-		cfg.AccessLog = cfg.Log
-	}
 	core, err := edge.New(cfg)
 	if err != nil {
 		t.Fatalf("start edge: %v", err)
