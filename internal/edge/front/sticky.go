@@ -84,6 +84,7 @@ func (w *Web) stick(v *visit, h http.Header) {
 	default:
 		w.cfg.Metrics.Sticky(metrics.StickyMoved)
 	}
+	// Secure where the visitor came over HTTPS: over plain HTTP, which a socket may be served on, browsers would drop it. #nosec G124
 	cookie := http.Cookie{Name: stickyCookie, Value: value, Path: "/", HttpOnly: true, Secure: v.secure, SameSite: http.SameSiteLaxMode}
 	h.Add("Set-Cookie", cookie.String())
 }

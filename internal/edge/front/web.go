@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/mysocketio/mysocket-injector/internal/edge/api"
 	"github.com/mysocketio/mysocket-injector/internal/edge/feed"
 	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
@@ -110,6 +112,10 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	defer w.finish(v, rec, r, start)
 
+	if fault := malformed(r); fault != "" {
+		w.page(rec, r, v, http.StatusBadRequest, fault)
+		return
+	}
 	if r.Method == http.MethodConnect {
 		w.page(rec, r, v, http.StatusMethodNotAllowed, "This is no forward proxy.")
 		return
@@ -238,6 +244,20 @@ func authorized(r *http.Request, p *store.Protection) bool {
 	user := subtle.ConstantTimeCompare(api.HashProtection(p.Salt, username), api.HashProtection(p.Salt, p.Username))
 	pass := subtle.ConstantTimeCompare(api.HashProtection(p.Salt, password), p.Hash)
 	return ok && user&pass == 1
+}
+
+// malformed says what is wrong with a request that net/http lets through: over HTTP/2, the method may be anything, and so
+// may a second length be. It returns "" if nothing is.
+func malformed(r *http.Request) string {
+	if !httpguts.ValidHeaderFieldName(r.Method) { // A method is a token, as the name of a header field is.
+		return "The method of the request is not one."
+	}
+	for _, length := range r.Header["Content-Length"] {
+		if length != r.Header["Content-Length"][0] {
+			return "The request has two different lengths."
+		}
+	}
+	return ""
 }
 
 // hostName is the name in a Host header: lower case, without port and trailing dot.
