@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -83,7 +84,7 @@ func TestSlowVisitorsAreCutOff(t *testing.T) {
 		}
 	}
 	for _, conn := range conns {
-		if answer, err := io.ReadAll(conn); errors.Is(err, context.DeadlineExceeded) || strings.Contains(string(answer), "200 OK") {
+		if answer, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) || strings.Contains(string(answer), "200 OK") {
 			t.Fatalf("a slow header was answered with %q, %v", answer, err)
 		}
 	}
@@ -409,6 +410,13 @@ func TestSmuggledRequestsDoNotReachTheApp(t *testing.T) {
 		}
 		_, _ = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
+		if strings.Contains(c.request, "smuggled") {
+			// The edge ends the connection, rather than read on.
+			rest, err := io.ReadAll(reader)
+			if errors.Is(err, os.ErrDeadlineExceeded) || len(rest) > 0 {
+				t.Errorf("%s: then came %q, %v", c.name, rest, err)
+			}
+		}
 		_ = conn.Close()
 		if !strings.HasPrefix(resp.Status, c.status) {
 			t.Errorf("%s: answered %s, want %s", c.name, resp.Status, c.status)
@@ -416,20 +424,20 @@ func TestSmuggledRequestsDoNotReachTheApp(t *testing.T) {
 	}
 	r.close() // All that reaches the app has reached it then, and is over.
 	app.stop()
+	for _, raw := range app.got {
+		if strings.Contains(raw, "smuggled") {
+			t.Errorf("the app got a smuggled request: %q", raw)
+		}
+	}
 	for i, c := range cases {
 		for _, raw := range app.got {
 			if !strings.Contains(raw, fmt.Sprintf("/case-%d.", i)) {
-				if strings.Contains(raw, "smuggled") && i == 0 {
-					t.Errorf("the app got a smuggled request: %q", raw)
-				}
 				continue
 			}
 			head, body, _ := strings.Cut(raw, "\r\n\r\n")
 			switch lower := strings.ToLower(head); {
 			case strings.Count(lower, "content-length:")+strings.Count(lower, "transfer-encoding:") > 1:
 				t.Errorf("%s: the app got more than one length: %q", c.name, raw)
-			case strings.Contains(raw, "smuggled"):
-				t.Errorf("%s: the app got the smuggled request: %q", c.name, raw)
 			case c.app != "" && !strings.Contains(raw, c.app):
 				t.Errorf("%s: the app got %q, without %q", c.name, raw, c.app)
 			case c.app == "" && strings.HasSuffix(body, "0\r\n\r\n"):
