@@ -84,7 +84,7 @@ func (w *Web) stick(v *visit, h http.Header) {
 	default:
 		w.cfg.Metrics.Sticky(metrics.StickyMoved)
 	}
-	// Secure where the visitor came over HTTPS: over plain HTTP, which a socket may be served on, browsers would drop it. #nosec G124
-	cookie := http.Cookie{Name: stickyCookie, Value: value, Path: "/", HttpOnly: true, Secure: v.secure, SameSite: http.SameSiteLaxMode}
+	// Secure where the visitor came over HTTPS: a socket may be served over plain HTTP too, where browsers would drop it.
+	cookie := http.Cookie{Name: stickyCookie, Value: value, Path: "/", HttpOnly: true, Secure: v.secure, SameSite: http.SameSiteLaxMode} // #nosec G124 -- see above
 	h.Add("Set-Cookie", cookie.String())
 }
