@@ -29,8 +29,8 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// TestCurlVisitor asks as users do, over each version of HTTP, up and down.
-func TestCurlVisitor(t *testing.T) {
+// TestCurlVisits asks as users do, over each version of HTTP, up and down.
+func TestCurlVisits(t *testing.T) {
 	e := edgetest.Start(t)
 	a := login(t, e)
 	s := a.newSocket("http")
