@@ -71,6 +71,9 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	fs.DurationVar(&cfg.ComeBack, "come-back", time.Second, "`time` after which tunnel clients are told to come back when the edge stops, 0s to 5m;\n0s: nothing is said, and they begin to come at once")
 	fs.StringVar(&cfg.CAOut, "ca-out", "", "`file` to write the certificate of the edge's own authority to (PEM)")
 	fs.StringVar(&cfg.SSHHostKeyOut, "ssh-host-key-out", "", "`file` to write the SSH host key to (authorized_keys form)")
+	etcd := addEtcdFlags(fs)
+	fs.DurationVar(&cfg.StartupWait, "startup-wait", 0, "at most this `time` after the start, 0s to 10m, /healthz says no until every socket has a tunnel")
+	fs.DurationVar(&cfg.ShutdownDelay, "shutdown-delay", 0, "`time`, 0s to 10m, for which a stopping edge goes on serving while /healthz says no")
 	level := fs.String("log-level", "info", "`level` of the log: debug, info, warn or error; info has a line for each request")
 	format := fs.String("log-format", "text", "`format` of the log on stderr: text or json")
 	if code, ok := parse(fs, args, stderr); !ok {
@@ -84,6 +87,7 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 		ports = edge.PortRange{Min: 1, Max: 1} // Already said; the rest is validated still.
 	}
 	cfg.TCPPorts = ports
+	cfg.Etcd, _ = etcd.take(&cfg.StatePath)
 	for _, host := range strings.Split(*apiHosts, ",") {
 		if host = strings.TrimSpace(host); host != "" {
 			cfg.APIHosts = append(cfg.APIHosts, host)

@@ -31,7 +31,7 @@ func token(args []string, stdout, stderr io.Writer) int {
 
 func tokenCreate(args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge token create", "Makes an access token of an account and prints it. It is not kept and can't be shown again: send it to a file of mode 0600.", stderr)
-	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	where := stateFlags(fs)
 	email := fs.String("email", "", "e-mail `address` of the account; required")
 	name := fs.String("name", "", "`name` of the token, to know it by in the list")
 	lifetime := fs.Duration("lifetime", 0, "how long it is good, such as 2160h; 0: until it is revoked")
@@ -46,7 +46,7 @@ func tokenCreate(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintf(stderr, "mysocket-edge token create: --lifetime %s is negative\n", *lifetime)
 		return 2
 	}
-	return withAccounts(*state, "token create", stderr, func(a *edge.Accounts) error {
+	return withAccounts(where, "token create", stderr, func(a *edge.Accounts) error {
 		token, err := a.AddToken(edge.NewToken{Email: *email, Name: *name, Lifetime: *lifetime})
 		if err == nil {
 			_, _ = fmt.Fprintln(stdout, token)
@@ -57,11 +57,11 @@ func tokenCreate(args []string, stdout, stderr io.Writer) int {
 
 func tokenList(args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge token list", "Lists the access tokens, without what makes them tokens.", stderr)
-	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	where := stateFlags(fs)
 	if code, ok := parse(fs, args, stderr); !ok {
 		return code
 	}
-	return withAccounts(*state, "token list", stderr, func(a *edge.Accounts) error {
+	return withAccounts(where, "token list", stderr, func(a *edge.Accounts) error {
 		w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 		_, _ = fmt.Fprintln(w, "ID\tE-MAIL\tNAME\tCREATED\tEXPIRES")
 		for _, t := range a.Tokens() {
@@ -77,7 +77,7 @@ func tokenList(args []string, stdout, stderr io.Writer) int {
 
 func tokenRevoke(args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge token revoke", "Ends the use of an access token. Tunnels that are connected stay.", stderr)
-	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	where := stateFlags(fs)
 	id := fs.String("id", "", "`id` of the token, as the list has it; required")
 	if code, ok := parse(fs, args, stderr); !ok {
 		return code
@@ -86,7 +86,7 @@ func tokenRevoke(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "mysocket-edge token revoke: --id is required")
 		return 2
 	}
-	return withAccounts(*state, "token revoke", stderr, func(a *edge.Accounts) error {
+	return withAccounts(where, "token revoke", stderr, func(a *edge.Accounts) error {
 		if err := a.RevokeToken(*id); err != nil {
 			return err
 		}

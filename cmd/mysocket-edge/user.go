@@ -35,11 +35,9 @@ func user(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 2
 }
 
-const stateHelp = "state `file`; no edge may be running on it"
-
 func userAdd(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge user add", "Makes an account and prints its id. The password is never an argument: the first line of stdin is it, or of a file.", stderr)
-	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	where := stateFlags(fs)
 	email := fs.String("email", "", "e-mail `address` to log in with; required")
 	name := fs.String("name", "", "`name` of the account's owner")
 	passwordFile := fs.String("password-file", "", "`file` whose first line is the password; stdin if empty")
@@ -63,7 +61,7 @@ func userAdd(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		}
 		key = string(data)
 	}
-	return withAccounts(*state, "user add", stderr, func(a *edge.Accounts) error {
+	return withAccounts(where, "user add", stderr, func(a *edge.Accounts) error {
 		u, err := a.Add(edge.NewUser{Name: *name, Email: *email, Password: password, SSHKey: key})
 		if err == nil {
 			_, _ = fmt.Fprintln(stdout, u.ID)
@@ -74,11 +72,11 @@ func userAdd(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 func userList(args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge user list", "Lists the accounts, oldest first.", stderr)
-	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	where := stateFlags(fs)
 	if code, ok := parse(fs, args, stderr); !ok {
 		return code
 	}
-	return withAccounts(*state, "user list", stderr, func(a *edge.Accounts) error {
+	return withAccounts(where, "user list", stderr, func(a *edge.Accounts) error {
 		w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 		_, _ = fmt.Fprintln(w, "ID\tE-MAIL\tNAME\tSOCKETS\tCREATED")
 		for _, u := range a.List() {
@@ -90,7 +88,7 @@ func userList(args []string, stdout, stderr io.Writer) int {
 
 func userDelete(args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge user delete", "Deletes an account with all its sockets and tunnels.", stderr)
-	state := fs.String("state", "./mysocket-edge.db", stateHelp)
+	where := stateFlags(fs)
 	email := fs.String("email", "", "e-mail `address` of the account; required")
 	if code, ok := parse(fs, args, stderr); !ok {
 		return code
@@ -99,25 +97,13 @@ func userDelete(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "mysocket-edge user delete: --email is required")
 		return 2
 	}
-	return withAccounts(*state, "user delete", stderr, func(a *edge.Accounts) error {
+	return withAccounts(where, "user delete", stderr, func(a *edge.Accounts) error {
 		if err := a.Delete(*email); err != nil {
 			return err
 		}
 		_, _ = fmt.Fprintln(stdout, "deleted", *email)
 		return nil
 	})
-}
-
-func withAccounts(state, command string, stderr io.Writer, do func(*edge.Accounts) error) int {
-	accounts, err := edge.OpenAccounts(state)
-	if err != nil {
-		return fail(stderr, command, err)
-	}
-	err = do(accounts)
-	if err = errors.Join(err, accounts.Close()); err != nil {
-		return fail(stderr, command, err)
-	}
-	return 0
 }
 
 func fail(stderr io.Writer, command string, err error) int {

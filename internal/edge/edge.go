@@ -52,6 +52,7 @@ type Edge struct {
 	servers  []*server
 	sshLn    net.Listener
 	ready    atomic.Bool
+	leaving  atomic.Bool // no visitor shall keep a connection
 	closing  sync.Once
 }
 
@@ -85,7 +86,7 @@ func New(cfg Config) (_ *Edge, err error) {
 			e.Close()
 		}
 	}()
-	if e.store, err = store.Open(cfg.StatePath, cfg.Now); err != nil {
+	if e.store, err = openState(cfg.StatePath, cfg.Etcd, cfg.Log, cfg.Now); err != nil {
 		return nil, err
 	}
 	if e.keys, err = pki.Load(e.store, "Mysocket edge "+cfg.Domain, cfg.Now); err != nil {
@@ -97,11 +98,7 @@ func New(cfg Config) (_ *Edge, err error) {
 	if err := e.build(); err != nil {
 		return nil, err
 	}
-	for _, socket := range e.store.AllSockets() {
-		if socket.TCPPort != 0 {
-			e.tcp.Restore(socket)
-		}
-	}
+	e.store.Follow(e.follow)
 	return e, nil
 }
 
@@ -138,7 +135,7 @@ func (e *Edge) build() error {
 	if e.sshLn, err = listen("ssh-address", cfg.SSHAddress); err != nil {
 		return err
 	}
-	httpServer, err := e.addServer("http-address", "http", cfg.HTTPAddress, e.web, nil)
+	httpServer, err := e.addServer("http-address", "http", cfg.HTTPAddress, e.closingConnections(e.web), nil)
 	if err != nil {
 		return err
 	}
@@ -146,7 +143,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
-	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.web, webCert)
+	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.closingConnections(e.web), webCert)
 	if err != nil {
 		return err
 	}
@@ -269,7 +266,7 @@ func publicURL(k store.Socket, httpsPort int) string {
 	}
 }
 
-// Run serves until ctx ends, then drains: it takes no more HTTP visitors, lets requests end, tells tunnel clients to
+// Run serves until ctx ends, then sends visitors away for a while, and drains: it takes no more HTTP visitors, lets requests end, tells tunnel clients to
 // reconnect and closes what is left, upgraded connections and those of tcp sockets among it. It returns nil after a
 // proper drain.
 func (e *Edge) Run(ctx context.Context) error {
@@ -289,15 +286,21 @@ func (e *Edge) Run(ctx context.Context) error {
 		}
 	})
 	e.log.Info("listening", "part", "ssh", "address", e.sshLn.Addr().String())
-	e.ready.Store(true)
-	e.log.Info("ready", "domain", e.cfg.Domain)
+	starting, stopStarting := context.WithCancel(ctx)
+	var startup sync.WaitGroup
+	startup.Go(func() { e.becomeReady(starting) })
 
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
+	stopStarting()
+	startup.Wait()
 	e.ready.Store(false)
+	if err == nil {
+		err = e.sendAway(failed)
+	}
 	e.log.Info("draining", "limit", e.cfg.Timings.Drain)
 	e.drain()
 	wg.Wait()
@@ -343,7 +346,7 @@ func (e *Edge) Close() {
 		}
 		if e.store != nil {
 			if err := e.store.Close(); err != nil {
-				e.log.Error("close state file", "err", err)
+				e.log.Error("close the state", "err", err)
 			}
 		}
 	})
@@ -393,19 +396,29 @@ type hooks struct{ edge *Edge }
 
 func (h hooks) ReservePort() (int, error) { return h.edge.tcp.Reserve() }
 
-func (h hooks) PortReleased(port int) { h.edge.tcp.Release(port) }
+func (h hooks) PortReleased(port int) { h.edge.tcp.Unreserve(port) }
 
-func (h hooks) SocketCreated(k store.Socket) {
-	if k.TCPPort != 0 {
-		h.edge.tcp.Serve(k)
+// follow does what must happen at once when objects come and go, whichever edge's API or command was asked for it.
+func (e *Edge) follow(c store.Changes) {
+	gone := sshd.Gone{Users: map[string]bool{}, Sockets: map[string]bool{}, Tunnels: map[string]bool{}}
+	for _, k := range c.SocketsDeleted {
+		gone.Sockets[k.ID] = true
+		if k.TCPPort != 0 {
+			e.tcp.Release(k)
+		}
+	}
+	for _, k := range c.SocketsMade {
+		if k.TCPPort != 0 {
+			e.tcp.Serve(k)
+		}
+	}
+	for _, t := range c.TunnelsDeleted {
+		gone.Tunnels[t.ID] = true
+	}
+	for _, u := range c.UsersDeleted {
+		gone.Users[u.ID] = true
+	}
+	if len(gone.Users)+len(gone.Sockets)+len(gone.Tunnels) > 0 {
+		e.sshd.Close(gone)
 	}
 }
-
-func (h hooks) SocketDeleted(k store.Socket) {
-	if k.TCPPort != 0 {
-		h.edge.tcp.Release(k.TCPPort)
-	}
-	h.edge.sshd.CloseSocket(k.ID)
-}
-
-func (h hooks) TunnelDeleted(t store.Tunnel) { h.edge.sshd.CloseTunnel(t.ID) }

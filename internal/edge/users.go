@@ -39,7 +39,7 @@ type Token struct {
 	Expires time.Time
 }
 
-// Accounts manages the accounts in a state file that no edge is using.
+// Accounts manages the accounts in a state file that no edge is using, or in the state that edges share.
 type Accounts struct{ store *store.Store }
 
 // OpenAccounts opens a state file. It fails with a sentence when a running edge holds it.

@@ -214,28 +214,51 @@ func (s *Server) forget(c *connection) {
 
 // closeWhere closes the connections that match, each with its tunnels taken out of the rotation first.
 func (s *Server) closeWhere(reason string, match func(*connection) bool) {
-	s.mu.Lock()
-	all := make([]*connection, 0, len(s.connections))
-	for c := range s.connections {
-		all = append(all, c)
-	}
-	s.mu.Unlock()
-	// Not under mu: a connection's lock comes before the server's.
-	for _, c := range all {
+	for _, c := range s.all() {
 		if match(c) {
 			c.close(reason)
 		}
 	}
 }
 
-// CloseTunnel closes the live connections of a tunnel that was deleted.
-func (s *Server) CloseTunnel(tunnelID string) {
-	s.closeWhere("its tunnel was deleted", func(c *connection) bool { return c.serves("", tunnelID) })
+func (s *Server) all() []*connection {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*connection, 0, len(s.connections))
+	for c := range s.connections {
+		all = append(all, c)
+	}
+	return all // Whoever goes on does so without mu: a connection's lock comes before the server's.
 }
 
-// CloseSocket closes the live connections of a socket that was deleted.
-func (s *Server) CloseSocket(socketID string) {
-	s.closeWhere("its socket was deleted", func(c *connection) bool { return c.serves(socketID, "") })
+// Gone are the ids of what was deleted.
+type Gone struct{ Users, Sockets, Tunnels map[string]bool }
+
+// Close closes the live connections of what was deleted. When it returns their tunnels are out of the rotation; it waits for no
+// client.
+func (s *Server) Close(gone Gone) {
+	for _, c := range s.all() {
+		if reason := c.lost(gone); reason != "" {
+			if farewell := c.leave(reason); farewell != nil && !s.later(c, farewell) {
+				farewell()
+			}
+		}
+	}
+}
+
+// later does the rest of closing a connection, unless that has ended by itself.
+func (s *Server) later(c *connection, farewell func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, there := s.connections[c]; !there {
+		return false
+	}
+	s.wg.Add(1) // There is one for the connection still.
+	go func() {
+		defer s.wg.Done()
+		farewell()
+	}()
+	return true
 }
 
 // Shutdown tells clients to reconnect, and when, by closing their sessions, then closes all connections and waits until ctx ends for
