@@ -127,6 +127,7 @@ func (e *Edge) build() error {
 	cfg, timings := e.cfg, e.cfg.Timings
 	e.registry = registry.New(registry.Config{Penalty: timings.Penalty})
 	m := metrics.New(e.registry.Count)
+	m.WatchState(e.store.Up)
 	lines := &feed.Hub{}
 	dispatcher := &front.Dispatcher{Registry: e.registry, Metrics: m, Hold: timings.Hold, OpenTimeout: timings.OpenTimeout}
 	e.web = front.NewWeb(front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web")})

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ type Etcd struct {
 	program string
 	dir     string
 	peer    string
+	health  string
 	args    []string
 	client  *http.Client
 	cmd     *exec.Cmd
@@ -58,19 +60,30 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// Start runs an etcd until the test ends. Without KUBEBUILDER_ASSETS the test is skipped. args are further arguments of etcd.
-func Start(t testing.TB, args ...string) *Etcd {
+// Start runs an etcd until the test ends. Without KUBEBUILDER_ASSETS the test is skipped.
+func Start(t testing.TB) *Etcd {
+	t.Helper()
+	return StartWith(t, func(string) []string { return nil })
+}
+
+// StartWith does the same with the further arguments of etcd that args makes for the IP address that it will have. With --cert-file its
+// URL is https.
+func StartWith(t testing.TB, args func(host string) []string) *Etcd {
 	t.Helper()
 	dir := os.Getenv(assets)
 	if dir == "" {
 		t.Skip(assets + " is not set: this test needs the binary of etcd (make test sets it)")
 	}
-	e := &Etcd{t: t, program: filepath.Join(dir, "etcd"), dir: t.TempDir(), args: args}
+	e := &Etcd{t: t, program: filepath.Join(dir, "etcd"), dir: t.TempDir()}
 	e.client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
 	// A loopback address of its own, so that no other program has the ports.
 	for try := 0; ; try++ {
 		host := fmt.Sprintf("127.%d.%d.%d", 100+rand.IntN(100), rand.IntN(256), 1+rand.IntN(254)) // #nosec G404 -- no secret
-		e.URL, e.peer = "http://"+host+":2379", "http://"+host+":2380"
+		e.URL, e.peer, e.health = "http://"+host+":2379", "http://"+host+":2380", "http://"+host+":2381"
+		e.args = args(host)
+		if slices.Contains(e.args, "--cert-file") {
+			e.URL = "https://" + host + ":2379"
+		}
 		err := e.run()
 		if err == nil {
 			break
@@ -98,7 +111,7 @@ func (e *Etcd) run() error {
 		"--name", "test", "--data-dir", filepath.Join(e.dir, "data"), "--unsafe-no-fsync",
 		// It is alone: it need not wait long for others before it leads.
 		"--heartbeat-interval", "20", "--election-timeout", "200",
-		"--listen-client-urls", e.URL, "--advertise-client-urls", e.URL,
+		"--listen-metrics-urls", e.health, "--listen-client-urls", e.URL, "--advertise-client-urls", e.URL,
 		"--listen-peer-urls", e.peer, "--initial-advertise-peer-urls", e.peer, "--initial-cluster", "test=" + e.peer,
 	}, e.args...)...) // #nosec G204 -- a test's own
 	e.cmd.Stderr, e.cmd.Stdout = &e.out, &e.out
@@ -128,7 +141,7 @@ func (e *Etcd) run() error {
 }
 
 func (e *Etcd) healthy(ctx context.Context) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.URL+"/health", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.health+"/health", nil)
 	if err != nil {
 		return false
 	}

@@ -70,10 +70,10 @@ func OpenEtcd(ctx context.Context, cfg EtcdConfig, log *slog.Logger, now func() 
 	return s, nil
 }
 
-// Shared says whether other edges may change the state, too, and whether what it is kept in answered lately.
-func (s *Store) Shared() (shared, up bool) {
+// Up says whether what the state is kept in answered when it was last asked.
+func (s *Store) Up() bool {
 	e, ok := s.backend.(*etcd)
-	return ok, !ok || e.up.Load()
+	return !ok || e.up.Load()
 }
 
 func (e *etcd) key(bucket, id string) string { return e.prefix + bucket + "/" + id }

@@ -366,7 +366,7 @@ func TestEtcdIsAway(t *testing.T) {
 			if _, err := s.CreateTunnel(kept.ID); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "etcd") {
 				t.Errorf("a change without etcd: %v", err)
 			}
-			if _, up := s.Shared(); up {
+			if s.Up() {
 				t.Error("the store says that etcd answers")
 			}
 			if _, err := s.SocketByDNSName(gone.DNSName); err != nil {
