@@ -107,7 +107,7 @@ func (e *Etcd) Restart() {
 
 func (e *Etcd) run() error {
 	e.exited = make(chan struct{})
-	e.cmd = exec.Command(e.program, append([]string{
+	e.cmd = exec.CommandContext(context.Background(), e.program, append([]string{
 		"--name", "test", "--data-dir", filepath.Join(e.dir, "data"), "--unsafe-no-fsync",
 		// It is alone: it need not wait long for others before it leads.
 		"--heartbeat-interval", "20", "--election-timeout", "200",

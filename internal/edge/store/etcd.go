@@ -59,7 +59,7 @@ func OpenEtcd(ctx context.Context, cfg EtcdConfig, log *slog.Logger, now func() 
 	defer cancel()
 	all, at, err := e.read(ctx)
 	if err == nil {
-		_, err = s.apply(at, all)
+		err = s.apply(at, all)
 	}
 	if err != nil {
 		stop()
@@ -129,6 +129,10 @@ func away(err error) error {
 }
 
 func (e *etcd) commit(guard int64, changes []record) (state, error) {
+	if !e.up.Load() {
+		// Changes are made one at a time: each that waits for its own time to be over would wait for those before, too.
+		return state{}, fmt.Errorf("%w: etcd does not answer", ErrUnavailable)
+	}
 	ops := make([]clientv3.Op, 0, len(changes)+1)
 	for _, c := range changes {
 		if c.value == nil {
@@ -307,7 +311,7 @@ func (e *etcd) take(events []*clientv3.Event) {
 			}
 			events = events[1:]
 		}
-		if _, err := e.store.apply(at, changes); err != nil {
+		if err := e.store.apply(at, changes); err != nil {
 			e.log.Error("a record in etcd can't be read; it is left out", "err", err)
 		}
 	}

@@ -63,6 +63,9 @@ func (c *EtcdConfig) Validate() error {
 				errs = append(errs, fmt.Errorf("etcd-%s needs etcd-endpoints", of.name))
 			}
 		}
+		if c.prefix() != DefaultEtcdPrefix {
+			errs = append(errs, errors.New("etcd-prefix needs etcd-endpoints"))
+		}
 		return errors.Join(errs...)
 	}
 	if len(c.Endpoints) > maxEtcdEndpoints {

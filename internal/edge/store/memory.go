@@ -82,7 +82,7 @@ func (s *Store) transact(plan func() ([]record, error)) error {
 		case err != nil:
 			return &commitError{err}
 		}
-		if _, err := s.apply(at, changes); err != nil || last {
+		if err := s.apply(at, changes); err != nil || last {
 			return err
 		}
 	}
@@ -134,15 +134,17 @@ func lookUp[T any](s *Store, find func() (T, bool)) (T, bool) {
 }
 
 // apply takes changes into the maps and tells the followers, unless the maps have them already.
-func (s *Store) apply(at state, changes []record) (applied bool, err error) {
+func (s *Store) apply(at state, changes []record) error {
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	if known := s.state(); at.revision <= known.revision && known.revision != 0 {
-		return false, nil
-	} else if at.guard == 0 {
+	known := s.state()
+	if at.revision <= known.revision && known.revision != 0 {
+		return nil
+	}
+	if at.guard == 0 {
 		at.guard = known.guard // a change by hand
 	}
-	return true, s.take(at, changes)
+	return s.take(at, changes)
 }
 
 // replace makes the maps what all records say, and tells the followers the difference. It does nothing, and returns false, if the maps have

@@ -98,8 +98,7 @@ func (s *Store) load() error {
 	if err != nil {
 		return err
 	}
-	_, err = s.apply(at, all)
-	return err
+	return s.apply(at, all)
 }
 
 func emailKey(email string) string { return strings.ToLower(strings.TrimSpace(email)) }
