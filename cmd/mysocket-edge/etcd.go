@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"strings"
 
@@ -14,16 +15,16 @@ type etcdFlags struct {
 	cfg       store.EtcdConfig
 }
 
-// addEtcdFlags adds the flags. Where it is not serve that has them, they are explained shortly.
-func addEtcdFlags(fs *flag.FlagSet) *etcdFlags {
+// addEtcdFlags adds the flags. env has the defaults of those that are in the environment.
+func addEtcdFlags(fs *flag.FlagSet, env func(name string) string) *etcdFlags {
 	f := &etcdFlags{fs: fs}
-	f.endpoints = fs.String("etcd-endpoints", "", "`URLs` of an etcd that edges share their state in, instead of --state; comma separated")
-	fs.StringVar(&f.cfg.Prefix, "etcd-prefix", store.DefaultEtcdPrefix, "`path` that all keys in etcd begin with")
-	fs.StringVar(&f.cfg.CertFile, "etcd-cert", "", "`file` with a client certificate for etcd (PEM)")
-	fs.StringVar(&f.cfg.KeyFile, "etcd-key", "", "`file` with its private key (PEM)")
-	fs.StringVar(&f.cfg.CAFile, "etcd-ca", "", "`file` with the authority of etcd's certificates (PEM); the system's if empty")
-	fs.StringVar(&f.cfg.User, "etcd-user", "", "`name` to log in to etcd with")
-	fs.StringVar(&f.cfg.PasswordFile, "etcd-password-file", "", "`file` whose first line is that user's password")
+	f.endpoints = fs.String("etcd-endpoints", env("ETCD_ENDPOINTS"), "`URLs` of an etcd that edges share their state in, instead of --state; comma separated")
+	fs.StringVar(&f.cfg.Prefix, "etcd-prefix", cmp.Or(env("ETCD_PREFIX"), store.DefaultEtcdPrefix), "`path` that all keys in etcd begin with")
+	fs.StringVar(&f.cfg.CertFile, "etcd-cert", env("ETCD_CERT"), "`file` with a client certificate for etcd (PEM)")
+	fs.StringVar(&f.cfg.KeyFile, "etcd-key", env("ETCD_KEY"), "`file` with its private key (PEM)")
+	fs.StringVar(&f.cfg.CAFile, "etcd-ca", env("ETCD_CA"), "`file` with the authority of etcd's certificates (PEM); the system's if empty")
+	fs.StringVar(&f.cfg.User, "etcd-user", env("ETCD_USER"), "`name` to log in to etcd with")
+	fs.StringVar(&f.cfg.PasswordFile, "etcd-password-file", env("ETCD_PASSWORD_FILE"), "`file` whose first line is that user's password")
 	return f
 }
 

@@ -21,11 +21,15 @@ Usage:
   mysocket-edge user add [flags]       make an account; the password is read from stdin or a file
   mysocket-edge user list [flags]      list the accounts
   mysocket-edge user delete [flags]    delete an account with all its sockets
+  mysocket-edge user password [flags]  change a password; it is read from stdin or a file
   mysocket-edge token create [flags]   make an access token of an account and print it
   mysocket-edge token list [flags]     list the access tokens
   mysocket-edge token revoke [flags]   end the use of an access token
+  mysocket-edge backup [flags]         copy the state to a file
+  mysocket-edge restore [flags]        put such a copy in the place of the state
   mysocket-edge version                print the version
 
+The user and token commands and backup ask the running edge, if there is one, and change the state file themselves if not.
 "mysocket-edge COMMAND --help" lists the flags of a command.
 `
 
@@ -46,9 +50,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case "serve":
 		return serve(ctx, args[1:], stderr)
 	case "user":
-		return user(args[1:], stdin, stdout, stderr)
+		return user(ctx, args[1:], stdin, stdout, stderr)
 	case "token":
-		return token(args[1:], stdout, stderr)
+		return token(ctx, args[1:], stdout, stderr)
+	case "backup":
+		return backup(ctx, args[1:], stdout, stderr)
+	case "restore":
+		return restore(args[1:], stdout, stderr)
 	case "version", "--version":
 		_, _ = fmt.Fprintln(stdout, "mysocket-edge", version)
 		return 0

@@ -2,15 +2,10 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
-	"time"
 )
 
 func invoke(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
@@ -34,6 +29,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"user", "fly"}, 2, `no command "fly"`},
 		{[]string{"token"}, 2, "token create"},
 		{[]string{"token", "fly"}, 2, `no command "fly"; there are create, list and revoke`},
+		{[]string{"user", "password", "--help"}, 0, "-password-file"},
+		{[]string{"backup", "--help"}, 0, "-out"},
+		{[]string{"restore", "--help"}, 0, "-from"},
 		{[]string{"token", "help"}, 0, "token revoke"},
 		{[]string{"token", "create", "--help"}, 0, "-lifetime"},
 		{[]string{"serve", "--help"}, 0, "-tcp-ports"},
@@ -46,6 +44,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--tcp-ports", "9-1"}, 2, `--tcp-ports "9-1" is not a range`},
 		{[]string{"serve", "--api-hosts", "a.example, b c"}, 2, `--api-hosts: "b c"`},
 		{[]string{"serve", "--log-level", "loud"}, 2, `--log-level "loud"`},
+		{[]string{"serve", "--control-socket", strings.Repeat("x", 200)}, 2, `a socket's path may have 103`},
 		{[]string{"serve", "--log-format", "xml"}, 2, `--log-format "xml"`},
 		{[]string{"serve", "--etcd-endpoints", "10.0.0.1:2379"}, 2, `--etcd-endpoints "10.0.0.1:2379" is not a URL`},
 		{[]string{"serve", "--etcd-endpoints", "http://127.0.0.1:1", "--state", "x.db"}, 2, "--state and etcd-endpoints are two places"},
@@ -89,12 +88,20 @@ func TestUserCommands(t *testing.T) {
 		{"", []string{"user", "delete", "--email", "b@example.com"}, 0, "deleted b@example.com"},
 		{"", []string{"user", "delete", "--email", "b@example.com"}, 1, `no account for "b@example.com"`},
 		{"", []string{"user", "delete"}, 2, "--email is required"},
+		{"another password", []string{"user", "password", "--email", "a@example.com"}, 0, "changed the password of a@example.com"},
+		{"", []string{"user", "password", "--email", "a@example.com", "--password-file", passwordFile}, 0, "changed"},
+		{"short", []string{"user", "password", "--email", "a@example.com"}, 1, "5 bytes"},
+		{"another password", []string{"user", "password", "--email", "b@example.com"}, 1, `no account for "b@example.com"`},
+		{"", []string{"user", "password", "--email", "a@example.com"}, 1, "no password on stdin"},
+		{"another password", []string{"user", "password"}, 2, "--email is required"},
+		{"", []string{"backup"}, 2, "--out is required"},
+		{"", []string{"restore"}, 2, "--from is required"},
 	} {
 		code, out, errs := invoke(t, c.stdin, append(c.args, "--state", state)...)
 		if code != c.code || !strings.Contains(out+errs, c.says) {
 			t.Errorf("%q: exit %d, %s%s", c.args, code, out, errs)
 		}
-		if strings.Contains(out+errs, "a long password") {
+		if strings.Contains(out+errs, "a long password") || strings.Contains(out+errs, "another password") {
 			t.Errorf("%q prints the password", c.args)
 		}
 	}
@@ -135,80 +142,5 @@ func TestTokenCommands(t *testing.T) {
 	do(0, "deleted", "user", "delete", "--email", "a@example.com")
 	if list := do(0, "E-MAIL", "token", "list"); strings.Count(list, "\n") != 0 {
 		t.Errorf("tokens outlive their account: %s", list)
-	}
-}
-
-// log collects what a process writes, and tells when something is in it.
-type log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *log) has(text string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.buf.String(), text)
-}
-
-// TestProcess runs the real program: it says where it listens, is ready, holds its state file, and ends with 0 at SIGTERM.
-func TestProcess(t *testing.T) {
-	dir := t.TempDir()
-	program := filepath.Join(dir, "mysocket-edge")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	state := filepath.Join(dir, "x.db")
-	stderr := &log{}
-	cmd := exec.CommandContext(context.Background(), program, "serve", "--domain", "edge.example.com", "--state", state, "--api-address", "127.0.0.1:0",
-		"--ssh-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0", "--https-address", "127.0.0.1:0", "--admin-address", "127.0.0.1:0",
-		"--ca-out", filepath.Join(dir, "ca.pem"), "--ssh-host-key-out", filepath.Join(dir, "host.pub"))
-	cmd.Stderr = stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	timeout := time.After(30 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !stderr.has("msg=ready") {
-		select {
-		case err := <-exited:
-			t.Fatalf("ended with %v: %s", err, stderr.buf.String())
-		case <-timeout:
-			t.Fatal("not ready")
-		case <-tick.C:
-		}
-	}
-	for _, part := range []string{"api", "ssh", "http", "https", "admin"} {
-		if !stderr.has("msg=listening part=" + part + " ") {
-			t.Errorf("no line says that %s listens", part)
-		}
-	}
-	for _, file := range []string{"ca.pem", "host.pub"} {
-		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Size() == 0 {
-			t.Errorf("%s: %v", file, err)
-		}
-	}
-	if code, _, errs := invoke(t, "a long password", "user", "add", "--email", "a@example.com", "--state", state); code != 1 || !strings.Contains(errs, "in use") {
-		t.Errorf("user add beside a running edge: exit %d, %s", code, errs)
-	}
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-exited:
-		if err != nil || !stderr.has("msg=stopped") {
-			t.Errorf("SIGTERM: %v: %s", err, stderr.buf.String())
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("still running 10 s after SIGTERM")
 	}
 }

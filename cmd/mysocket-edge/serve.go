@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -57,9 +58,9 @@ func serve(ctx context.Context, args []string, stderr io.Writer) int {
 }
 
 func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Logger, code int, ok bool) {
-	fs := newFlags("mysocket-edge serve", "Runs the edge until SIGTERM or SIGINT, which drain it.", stderr)
+	fs := newFlags("mysocket-edge serve", "Runs the edge until SIGTERM or SIGINT, which drain it. Each flag may also be given as an environment variable,\nMYSOCKET_EDGE_API_ADDRESS for --api-address, or in a file; see --config.", stderr)
 	fs.StringVar(&cfg.Domain, "domain", "edge.mysocket.test", "parent `domain` of all public names; point *.DOMAIN at this machine")
-	fs.StringVar(&cfg.StatePath, "state", "./mysocket-edge.db", "state `file`: accounts, sockets, tunnels and keys; made with mode 0600 if there is none")
+	fs.StringVar(&cfg.StatePath, "state", defaultState, "state `file`: accounts, sockets, tunnels and keys; made with mode 0600 if there is none")
 	fs.StringVar(&cfg.APIAddress, "api-address", ":8443", "`address` of the REST API (HTTPS), host:port")
 	fs.StringVar(&cfg.SSHAddress, "ssh-address", ":22", "`address` of the SSH server that tunnels log in to, host:port")
 	fs.StringVar(&cfg.HTTPAddress, "http-address", ":80", "`address` of the public HTTP front, host:port; its host is also that of tcp sockets")
@@ -71,12 +72,14 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	fs.DurationVar(&cfg.ComeBack, "come-back", time.Second, "`time` after which tunnel clients are told to come back when the edge stops, 0s to 5m;\n0s: nothing is said, and they begin to come at once")
 	fs.StringVar(&cfg.CAOut, "ca-out", "", "`file` to write the certificate of the edge's own authority to (PEM)")
 	fs.StringVar(&cfg.SSHHostKeyOut, "ssh-host-key-out", "", "`file` to write the SSH host key to (authorized_keys form)")
-	etcd := addEtcdFlags(fs)
+	etcd := addEtcdFlags(fs, func(string) string { return "" })
 	fs.DurationVar(&cfg.StartupWait, "startup-wait", 0, "at most this `time` after the start, 0s to 10m, /healthz says no until every socket has a tunnel")
 	fs.DurationVar(&cfg.ShutdownDelay, "shutdown-delay", 0, "`time`, 0s to 10m, for which a stopping edge goes on serving while /healthz says no")
+	socket := fs.String("control-socket", "", "Unix `socket` for the user, token and backup commands, mode 0600; STATE.sock if empty, \"off\" for none")
 	level := fs.String("log-level", "info", "`level` of the log: debug, info, warn or error; info has a line for each request")
 	format := fs.String("log-format", "text", "`format` of the log on stderr: text or json")
-	if code, ok := parse(fs, args, stderr); !ok {
+	layers, code, ok := parseLayers(fs, args, os.Environ(), stderr)
+	if !ok {
 		return cfg, nil, code, false
 	}
 
@@ -88,6 +91,9 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	}
 	cfg.TCPPorts = ports
 	cfg.Etcd, _ = etcd.take(&cfg.StatePath)
+	if cfg.StatePath != "" || *socket != "" { // With etcd the commands need no edge.
+		cfg.ControlSocket = controlSocket(*socket, cfg.StatePath)
+	}
 	for _, host := range strings.Split(*apiHosts, ",") {
 		if host = strings.TrimSpace(host); host != "" {
 			cfg.APIHosts = append(cfg.APIHosts, host)
@@ -95,7 +101,7 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	}
 	if err := errors.Join(logErr, portsErr, cfg.Validate()); err != nil {
 		for _, line := range strings.Split(err.Error(), "\n") {
-			_, _ = fmt.Fprintln(stderr, "mysocket-edge serve: --"+line)
+			_, _ = fmt.Fprintln(stderr, "mysocket-edge serve: "+layers.place(line))
 		}
 		return cfg, nil, 2, false
 	}

@@ -1,29 +1,58 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
+	"os"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge"
+	"github.com/mysocketio/mysocket-injector/internal/edge/control"
+	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
-// stateOf says which state a command is about.
+const (
+	defaultState = "./mysocket-edge.db"
+	// noControlSocket is the value of --control-socket for none.
+	noControlSocket = "off"
+)
+
+// stateOf says which state a command is about, and where the edge that may hold it listens.
 type stateOf struct {
-	state *string
-	etcd  *etcdFlags
+	state, control *string
+	etcd           *etcdFlags
 }
 
-// stateFlags adds the flags that say so.
+// stateFlags adds the flags that say so. Where the edge has them from the environment, as in a container, its commands have, too.
 func stateFlags(fs *flag.FlagSet) stateOf {
 	return stateOf{
-		state: fs.String("state", "./mysocket-edge.db", "state `file`; no edge may be running on it"),
-		etcd:  addEtcdFlags(fs),
+		state:   fs.String("state", cmp.Or(os.Getenv(envPrefix+"STATE"), defaultState), "state `file`"),
+		control: fs.String("control-socket", os.Getenv(envPrefix+"CONTROL_SOCKET"), "Unix `socket` of the running edge; that of its state file, STATE.sock, if empty"),
+		etcd:    addEtcdFlags(fs, func(name string) string { return os.Getenv(envPrefix + name) }),
 	}
 }
 
-func withAccounts(where stateOf, command string, stderr io.Writer, do func(*edge.Accounts) error) int {
-	accounts, err := openAccounts(where, stderr)
+func stateFlag(fs *flag.FlagSet) *string {
+	return fs.String("state", cmp.Or(os.Getenv(envPrefix+"STATE"), defaultState), "state `file`")
+}
+
+// controlSocket is the path of the socket; none if empty.
+func controlSocket(value, state string) string {
+	switch value {
+	case "":
+		return state + ".sock"
+	case noControlSocket:
+		return ""
+	}
+	return value
+}
+
+// withAccounts has the running edge do something, or does it on the state file if there is no edge.
+func withAccounts(ctx context.Context, where stateOf, command string, stderr io.Writer, do func(control.Accounts) error) int {
+	accounts, err := openAccounts(ctx, where, stderr)
 	if err != nil {
 		return fail(stderr, command, err)
 	}
@@ -34,20 +63,46 @@ func withAccounts(where stateOf, command string, stderr io.Writer, do func(*edge
 	return 0
 }
 
-func openAccounts(where stateOf, stderr io.Writer) (*edge.Accounts, error) {
-	cfg, shared := where.etcd.take(where.state)
-	if !shared {
-		if err := cfg.Validate(); err != nil {
+type closingAccounts interface {
+	control.Accounts
+	io.Closer
+}
+
+func openAccounts(ctx context.Context, where stateOf, stderr io.Writer) (closingAccounts, error) {
+	etcd, shared := where.etcd.take(where.state)
+	switch err := etcd.Validate(); {
+	case err != nil:
+		return nil, err
+	case shared && *where.state != "":
+		return nil, errors.New("--state and --etcd-endpoints are two places for one state: give one")
+	case shared:
+		log, err := newLogger("warn", "text", stderr)
+		if err != nil {
 			return nil, err
 		}
+		return edge.OpenSharedAccounts(etcd, log)
+	}
+	socket := controlSocket(*where.control, *where.state)
+	if socket == "" {
 		return edge.OpenAccounts(*where.state)
 	}
-	if *where.state != "" {
-		return nil, errors.New("--state and --etcd-endpoints are two places for one state: give one")
+	// The second round is for an edge that began between the two steps of the first.
+	for again := true; ; again = false {
+		client, err := control.Dial(ctx, socket)
+		if err == nil {
+			return client, nil
+		}
+		if !errors.Is(err, control.ErrNotRunning) {
+			return nil, err
+		}
+		accounts, fileErr := edge.OpenAccounts(*where.state)
+		switch {
+		case fileErr == nil:
+			return accounts, nil
+		case !errors.Is(fileErr, store.ErrInUse):
+			return nil, fileErr
+		case !again:
+			return nil, fmt.Errorf("%w, and %w", fileErr, err)
+		}
 	}
-	log, err := newLogger("warn", "text", stderr)
-	if err != nil {
-		return nil, err
-	}
-	return edge.OpenSharedAccounts(cfg, log)
 }

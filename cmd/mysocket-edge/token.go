@@ -1,26 +1,28 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"text/tabwriter"
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge"
+	"github.com/mysocketio/mysocket-injector/internal/edge/control"
 )
 
-func token(args []string, stdout, stderr io.Writer) int {
+func token(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		_, _ = io.WriteString(stderr, usage)
 		return 2
 	}
 	switch args[0] {
 	case "create":
-		return tokenCreate(args[1:], stdout, stderr)
+		return tokenCreate(ctx, args[1:], stdout, stderr)
 	case "list":
-		return tokenList(args[1:], stdout, stderr)
+		return tokenList(ctx, args[1:], stdout, stderr)
 	case "revoke":
-		return tokenRevoke(args[1:], stdout, stderr)
+		return tokenRevoke(ctx, args[1:], stdout, stderr)
 	case "help", "--help", "-help", "-h":
 		_, _ = io.WriteString(stdout, usage)
 		return 0
@@ -29,7 +31,7 @@ func token(args []string, stdout, stderr io.Writer) int {
 	return 2
 }
 
-func tokenCreate(args []string, stdout, stderr io.Writer) int {
+func tokenCreate(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge token create", "Makes an access token of an account and prints it. It is not kept and can't be shown again: send it to a file of mode 0600.", stderr)
 	where := stateFlags(fs)
 	email := fs.String("email", "", "e-mail `address` of the account; required")
@@ -46,7 +48,7 @@ func tokenCreate(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintf(stderr, "mysocket-edge token create: --lifetime %s is negative\n", *lifetime)
 		return 2
 	}
-	return withAccounts(where, "token create", stderr, func(a *edge.Accounts) error {
+	return withAccounts(ctx, where, "token create", stderr, func(a control.Accounts) error {
 		token, err := a.AddToken(edge.NewToken{Email: *email, Name: *name, Lifetime: *lifetime})
 		if err == nil {
 			_, _ = fmt.Fprintln(stdout, token)
@@ -55,16 +57,20 @@ func tokenCreate(args []string, stdout, stderr io.Writer) int {
 	})
 }
 
-func tokenList(args []string, stdout, stderr io.Writer) int {
+func tokenList(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge token list", "Lists the access tokens, without what makes them tokens.", stderr)
 	where := stateFlags(fs)
 	if code, ok := parse(fs, args, stderr); !ok {
 		return code
 	}
-	return withAccounts(where, "token list", stderr, func(a *edge.Accounts) error {
+	return withAccounts(ctx, where, "token list", stderr, func(a control.Accounts) error {
 		w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 		_, _ = fmt.Fprintln(w, "ID\tE-MAIL\tNAME\tCREATED\tEXPIRES")
-		for _, t := range a.Tokens() {
+		tokens, err := a.Tokens()
+		if err != nil {
+			return err
+		}
+		for _, t := range tokens {
 			expires := "never"
 			if !t.Expires.IsZero() {
 				expires = t.Expires.Format(time.RFC3339)
@@ -75,7 +81,7 @@ func tokenList(args []string, stdout, stderr io.Writer) int {
 	})
 }
 
-func tokenRevoke(args []string, stdout, stderr io.Writer) int {
+func tokenRevoke(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge token revoke", "Ends the use of an access token. Tunnels that are connected stay.", stderr)
 	where := stateFlags(fs)
 	id := fs.String("id", "", "`id` of the token, as the list has it; required")
@@ -86,7 +92,7 @@ func tokenRevoke(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "mysocket-edge token revoke: --id is required")
 		return 2
 	}
-	return withAccounts(where, "token revoke", stderr, func(a *edge.Accounts) error {
+	return withAccounts(ctx, where, "token revoke", stderr, func(a control.Accounts) error {
 		if err := a.RevokeToken(*id); err != nil {
 			return err
 		}

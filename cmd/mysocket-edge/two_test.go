@@ -40,19 +40,19 @@ const (
 	domain   = "edge.example.com"
 	email    = "owner@example.com"
 	password = "a long password"
-	// patience is how long a busy machine may take for anything.
-	patience = 90 * time.Second
+	// pairPatience is how long a busy machine may take for anything.
+	pairPatience = 90 * time.Second
 )
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(patience)
+	deadline := time.After(pairPatience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
 		case <-deadline:
-			t.Fatalf("waited %s in vain for %s", patience, what)
+			t.Fatalf("waited %s in vain for %s", pairPatience, what)
 		case <-tick.C:
 		}
 	}
@@ -74,7 +74,7 @@ type edgeProcess struct {
 	host    string
 	args    []string
 	cmd     *exec.Cmd
-	stderr  *log
+	stderr  *edgeLog
 	exited  chan struct{}
 	err     error // once exited
 }
@@ -84,10 +84,7 @@ func newPair(t *testing.T, args ...string) *pair {
 	t.Helper()
 	server := etcdtest.Start(t)
 	dir := t.TempDir()
-	program := filepath.Join(dir, "mysocket-edge")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	program := program(t)
 	shared := []string{"--etcd-endpoints", server.URL, "--etcd-prefix", "/test/edges"}
 	// The account is made before any edge has run: the commands need none.
 	add := exec.CommandContext(t.Context(), program, append([]string{"user", "add", "--email", email}, shared...)...)
@@ -145,7 +142,7 @@ func (e *edgeProcess) at(port int) string { return net.JoinHostPort(e.host, strc
 
 func (e *edgeProcess) start() {
 	e.t.Helper()
-	e.stderr, e.exited = &log{}, make(chan struct{})
+	e.stderr, e.exited = &edgeLog{}, make(chan struct{})
 	e.cmd = exec.CommandContext(context.Background(), e.program, e.args...) // #nosec G204 -- a test's own
 	e.cmd.Stderr = e.stderr
 	if err := e.cmd.Start(); err != nil {
@@ -167,7 +164,7 @@ func (e *edgeProcess) awaitListening() {
 	eventually(e.t, "an edge to listen", func() bool {
 		select {
 		case <-e.exited:
-			e.t.Fatalf("ended with %v: %s", e.err, e.stderr.buf.String())
+			e.t.Fatalf("ended with %v: %s", e.err, e.stderr)
 		default:
 		}
 		return e.stderr.has("msg=listening part=ssh")
@@ -309,7 +306,7 @@ func startLoad(t *testing.T, address, dnsName string) *load {
 		},
 		MaxIdleConnsPerHost: most,
 	}
-	client := &http.Client{Transport: transport, Timeout: patience}
+	client := &http.Client{Transport: transport, Timeout: pairPatience}
 	slots := make(chan struct{}, most)
 	l.running.Go(func() {
 		tick := time.NewTicker(10 * time.Millisecond)
@@ -479,11 +476,11 @@ func TestRestartingBothEdgesFailsNoRequest(t *testing.T) {
 		eventually(t, "the edge to say that it goes", func() bool { return !e.healthy() })
 		select {
 		case <-e.exited:
-		case <-time.After(patience):
+		case <-time.After(pairPatience):
 			t.Fatal("the edge does not stop")
 		}
 		if e.err != nil || !e.stderr.has("msg=stopped") || e.stderr.has("requests were cut off") {
-			t.Errorf("ended with %v: %s", e.err, e.stderr.buf.String())
+			t.Errorf("ended with %v: %s", e.err, e.stderr)
 		}
 		e.start()
 		e.awaitListening()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,31 +12,34 @@ import (
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge"
+	"github.com/mysocketio/mysocket-injector/internal/edge/control"
 )
 
 const maxSecretFile = 64 << 10
 
-func user(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func user(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		_, _ = io.WriteString(stderr, usage)
 		return 2
 	}
 	switch args[0] {
 	case "add":
-		return userAdd(args[1:], stdin, stdout, stderr)
+		return userAdd(ctx, args[1:], stdin, stdout, stderr)
 	case "list":
-		return userList(args[1:], stdout, stderr)
+		return userList(ctx, args[1:], stdout, stderr)
+	case "password":
+		return userPassword(ctx, args[1:], stdin, stdout, stderr)
 	case "help", "--help", "-help", "-h":
 		_, _ = io.WriteString(stdout, usage)
 		return 0
 	case "delete":
-		return userDelete(args[1:], stdout, stderr)
+		return userDelete(ctx, args[1:], stdout, stderr)
 	}
-	_, _ = fmt.Fprintf(stderr, "mysocket-edge user: there is no command %q; there are add, list and delete\n", args[0])
+	_, _ = fmt.Fprintf(stderr, "mysocket-edge user: there is no command %q; there are add, list, delete and password\n", args[0])
 	return 2
 }
 
-func userAdd(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func userAdd(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge user add", "Makes an account and prints its id. The password is never an argument: the first line of stdin is it, or of a file.", stderr)
 	where := stateFlags(fs)
 	email := fs.String("email", "", "e-mail `address` to log in with; required")
@@ -61,7 +65,7 @@ func userAdd(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		}
 		key = string(data)
 	}
-	return withAccounts(where, "user add", stderr, func(a *edge.Accounts) error {
+	return withAccounts(ctx, where, "user add", stderr, func(a control.Accounts) error {
 		u, err := a.Add(edge.NewUser{Name: *name, Email: *email, Password: password, SSHKey: key})
 		if err == nil {
 			_, _ = fmt.Fprintln(stdout, u.ID)
@@ -70,23 +74,27 @@ func userAdd(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	})
 }
 
-func userList(args []string, stdout, stderr io.Writer) int {
+func userList(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge user list", "Lists the accounts, oldest first.", stderr)
 	where := stateFlags(fs)
 	if code, ok := parse(fs, args, stderr); !ok {
 		return code
 	}
-	return withAccounts(where, "user list", stderr, func(a *edge.Accounts) error {
+	return withAccounts(ctx, where, "user list", stderr, func(a control.Accounts) error {
 		w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 		_, _ = fmt.Fprintln(w, "ID\tE-MAIL\tNAME\tSOCKETS\tCREATED")
-		for _, u := range a.List() {
+		users, err := a.List()
+		if err != nil {
+			return err
+		}
+		for _, u := range users {
 			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", u.ID, u.Email, u.Name, u.Sockets, u.Created.Format(time.RFC3339))
 		}
 		return w.Flush()
 	})
 }
 
-func userDelete(args []string, stdout, stderr io.Writer) int {
+func userDelete(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge user delete", "Deletes an account with all its sockets and tunnels.", stderr)
 	where := stateFlags(fs)
 	email := fs.String("email", "", "e-mail `address` of the account; required")
@@ -97,11 +105,36 @@ func userDelete(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "mysocket-edge user delete: --email is required")
 		return 2
 	}
-	return withAccounts(where, "user delete", stderr, func(a *edge.Accounts) error {
+	return withAccounts(ctx, where, "user delete", stderr, func(a control.Accounts) error {
 		if err := a.Delete(*email); err != nil {
 			return err
 		}
 		_, _ = fmt.Fprintln(stdout, "deleted", *email)
+		return nil
+	})
+}
+
+func userPassword(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	fs := newFlags("mysocket-edge user password", "Changes the password of an account. The password is never an argument: the first line of stdin is it, or of a file.\nTokens from a login with the earlier one are good no longer; access tokens and tunnels stay.", stderr)
+	where := stateFlags(fs)
+	email := fs.String("email", "", "e-mail `address` of the account; required")
+	passwordFile := fs.String("password-file", "", "`file` whose first line is the new password; stdin if empty")
+	if code, ok := parse(fs, args, stderr); !ok {
+		return code
+	}
+	if *email == "" {
+		_, _ = fmt.Fprintln(stderr, "mysocket-edge user password: --email is required")
+		return 2
+	}
+	password, err := readPassword(*passwordFile, stdin)
+	if err != nil {
+		return fail(stderr, "user password", err)
+	}
+	return withAccounts(ctx, where, "user password", stderr, func(a control.Accounts) error {
+		if err := a.SetPassword(*email, password); err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintln(stdout, "changed the password of", *email)
 		return nil
 	})
 }

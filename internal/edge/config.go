@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mysocketio/mysocket-injector/internal/edge/control"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
@@ -47,6 +48,8 @@ type Config struct {
 	// how long it goes on serving after it was told to stop, and has said that it isn't. At most MaxTurn.
 	StartupWait   time.Duration
 	ShutdownDelay time.Duration
+	// ControlSocket is the Unix socket for the operator's commands; none if empty.
+	ControlSocket string
 
 	// PasswordCost is the bcrypt cost of account passwords; bcrypt's default if 0.
 	PasswordCost int
@@ -160,6 +163,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("come-back is %s; allowed are 0s to %s", c.ComeBack, MaxComeBack))
 	}
 	errs = append(errs, c.validateTurn())
+	if len(c.ControlSocket) > control.MaxPath {
+		errs = append(errs, fmt.Errorf("control-socket %q has %d bytes; a socket's path may have %d", c.ControlSocket, len(c.ControlSocket), control.MaxPath))
+	}
 	return errors.Join(errs...)
 }
 

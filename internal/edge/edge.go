@@ -182,7 +182,7 @@ func (e *Edge) build() error {
 		return err
 	}
 	adminServer.http.WriteTimeout = 30 * time.Second
-	return nil
+	return e.addControl()
 }
 
 func listen(flag, address string) (net.Listener, error) {
@@ -384,13 +384,13 @@ func (e *Edge) AddUser(n NewUser) (User, error) { return addUser(e.store, n, e.c
 func (e *Edge) AddToken(n NewToken) (string, error) { return addToken(e.store, e.keys.TokenKey, n) }
 
 // Tokens returns the access tokens of all accounts.
-func (e *Edge) Tokens() []Token { return (&Accounts{store: e.store}).Tokens() }
+func (e *Edge) Tokens() []Token { return e.accounts().tokens() }
 
 // RevokeToken ends the use of an access token.
-func (e *Edge) RevokeToken(id string) error { return (&Accounts{store: e.store}).RevokeToken(id) }
+func (e *Edge) RevokeToken(id string) error { return e.accounts().RevokeToken(id) }
 
 // Users returns all accounts, oldest first.
-func (e *Edge) Users() []User { return (&Accounts{store: e.store}).List() }
+func (e *Edge) Users() []User { return e.accounts().users() }
 
 // hooks joins the API to the parts that hold connections.
 type hooks struct{ edge *Edge }

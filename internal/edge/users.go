@@ -3,44 +3,34 @@ package edge
 import (
 	"errors"
 	"fmt"
-	"time"
+	"io"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/api"
+	"github.com/mysocketio/mysocket-injector/internal/edge/control"
 	"github.com/mysocketio/mysocket-injector/internal/edge/pki"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
-// NewUser is what it takes to make an account. The SSH key is optional.
-type NewUser struct {
-	Name, Email, Password, SSHKey string
+// The operator's view of accounts and access tokens.
+type (
+	// NewUser is what it takes to make an account.
+	NewUser = control.NewUser
+	// User is an account.
+	User = control.User
+	// NewToken is what it takes to make an access token.
+	NewToken = control.NewToken
+	// Token is an access token without what makes it one.
+	Token = control.Token
+)
+
+// Accounts manages the accounts of a state: of a file that no edge is using, of an etcd that edges share, or a running edge's own.
+type Accounts struct {
+	store *store.Store
+	// passwordCost is bcrypt's; its default if 0.
+	passwordCost int
 }
 
-// User is an account.
-type User struct {
-	ID, Name, Email string
-	Created         time.Time
-	// Sockets counts what it has.
-	Sockets int
-}
-
-// NewToken is what it takes to make an access token.
-type NewToken struct {
-	// Email is that of the account.
-	Email, Name string
-	// Lifetime is how long it is good; for ever if zero.
-	Lifetime time.Duration
-}
-
-// Token is an access token without what makes it one.
-type Token struct {
-	ID, Email, Name string
-	Created         time.Time
-	// Expires is zero when it never does.
-	Expires time.Time
-}
-
-// Accounts manages the accounts in a state file that no edge is using, or in the state that edges share.
-type Accounts struct{ store *store.Store }
+var _ control.Accounts = (*Accounts)(nil)
 
 // OpenAccounts opens a state file. It fails with a sentence when a running edge holds it.
 func OpenAccounts(path string) (*Accounts, error) {
@@ -55,16 +45,30 @@ func OpenAccounts(path string) (*Accounts, error) {
 func (a *Accounts) Close() error { return a.store.Close() }
 
 // Add makes an account. Errors are sentences for whoever asked for it.
-func (a *Accounts) Add(n NewUser) (User, error) { return addUser(a.store, n, 0) }
+func (a *Accounts) Add(n NewUser) (User, error) { return addUser(a.store, n, a.passwordCost) }
 
 // List returns all accounts, oldest first.
-func (a *Accounts) List() []User {
+func (a *Accounts) List() ([]User, error) { return a.users(), nil }
+
+func (a *Accounts) users() []User {
 	var out []User
 	for _, u := range a.store.Users() {
 		out = append(out, userOf(a.store, u))
 	}
 	return out
 }
+
+// SetPassword changes a password. Tokens that a login with an earlier one gave are good no longer.
+func (a *Accounts) SetPassword(email, password string) error {
+	u, err := a.store.UserByEmail(email)
+	if err != nil {
+		return fmt.Errorf("there is no account for %q: %w", email, err)
+	}
+	return api.SetPassword(a.store, u.ID, password, a.passwordCost)
+}
+
+// Backup writes a copy of the state file as it is at one moment.
+func (a *Accounts) Backup(w io.Writer) error { return a.store.Backup(w) }
 
 // AddToken makes an access token and returns it. It is kept nowhere. Errors are sentences for whoever asked for it.
 func (a *Accounts) AddToken(n NewToken) (string, error) {
@@ -76,7 +80,9 @@ func (a *Accounts) AddToken(n NewToken) (string, error) {
 }
 
 // Tokens returns the access tokens of all accounts, by account and then oldest first.
-func (a *Accounts) Tokens() []Token {
+func (a *Accounts) Tokens() ([]Token, error) { return a.tokens(), nil }
+
+func (a *Accounts) tokens() []Token {
 	var out []Token
 	for _, u := range a.store.Users() {
 		for _, t := range a.store.AccessTokens(u.ID) {

@@ -197,6 +197,9 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		ref = refuse(http.StatusServiceUnavailable, "%s", err)
 	case errors.Is(err, context.Canceled):
 		ref = refuse(http.StatusServiceUnavailable, "the request was given up")
+	case notKept(err) != nil:
+		a.cfg.Log.Error("api request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+		ref = notKept(err)
 	default:
 		a.cfg.Log.Error("api request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 		ref = refuse(http.StatusInternalServerError, "the edge could not do this; its log says why")

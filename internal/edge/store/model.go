@@ -13,6 +13,8 @@ type User struct {
 	PasswordHash []byte    `json:"passwordHash"`
 	SSHKey       string    `json:"sshKey,omitempty"`
 	Created      time.Time `json:"created"`
+	// PasswordChanged is when the password was last changed; zero when it is still the first.
+	PasswordChanged time.Time `json:"passwordChanged,omitzero"`
 }
 
 // SocketType says what a socket speaks in public.
