@@ -15,9 +15,9 @@ help: ## list the targets
 need-go:
 	@hack/need.sh
 	@[ -e /etc/ssl/certs/ca-certificates.crt ] || hack/need.sh update-ca-certificates=ca-certificates
-# -race needs a C compiler; the edge's tests log in with OpenSSH's client, and fail to with paramiko. systemd judges the edge's unit.
+# -race needs a C compiler; the edge's tests speak to it with OpenSSH's client, paramiko and curl. systemd judges the edge's unit.
 need-test:
-	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client systemd-analyze=systemd
+	@hack/need.sh gcc=gcc as=binutils ssh=openssh-client curl=curl systemd-analyze=systemd
 	@[ -e /usr/include/stdlib.h ] || hack/need.sh missing-libc-headers=libc6-dev
 	@[ -e /usr/lib/python3/dist-packages/paramiko ] || hack/need.sh missing-paramiko=python3-paramiko
 

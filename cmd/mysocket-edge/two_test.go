@@ -287,7 +287,8 @@ func (p *pair) startSidecar(socket mysocket.Socket, connections int) {
 	p.t.Cleanup(func() { cancel(); running.Wait() })
 }
 
-// load sends a request every 10 ms, whether or not those before have been answered, to whatever is at the address.
+// load sends a request every 10 ms, whether or not those before have been answered, to whatever is at the address. Every other goes over a
+// connection of its own, and can't be repeated.
 type load struct {
 	stop         context.CancelFunc
 	running      sync.WaitGroup
@@ -306,12 +307,19 @@ func startLoad(t *testing.T, address, dnsName string) *load {
 		},
 		MaxIdleConnsPerHost: most,
 	}
-	client := &http.Client{Transport: transport, Timeout: pairPatience}
+	fresh := transport.Clone()
+	fresh.DisableKeepAlives = true
+	send := func(n int64) (*http.Response, error) {
+		if n%2 == 0 {
+			return (&http.Client{Transport: transport, Timeout: pairPatience}).Get("http://" + dnsName + "/")
+		}
+		return (&http.Client{Transport: fresh, Timeout: pairPatience}).Post("http://"+dnsName+"/", "text/plain", strings.NewReader("a body"))
+	}
 	slots := make(chan struct{}, most)
 	l.running.Go(func() {
 		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
-		for {
+		for n := int64(0); ; n++ {
 			select {
 			case <-ctx.Done():
 				return
@@ -320,7 +328,7 @@ func startLoad(t *testing.T, address, dnsName string) *load {
 			slots <- struct{}{}
 			l.running.Go(func() {
 				defer func() { <-slots }()
-				resp, err := client.Get("http://" + dnsName + "/")
+				resp, err := send(n)
 				what := ""
 				if err != nil {
 					what = err.Error()
@@ -414,7 +422,7 @@ func newBalancer(t *testing.T, p *pair) *balancer {
 	ctx, cancel := context.WithCancel(context.Background())
 	for i, e := range b.edges {
 		b.running.Go(func() {
-			tick := time.NewTicker(20 * time.Millisecond)
+			tick := time.NewTicker(100 * time.Millisecond)
 			defer tick.Stop()
 			for ctx.Err() == nil {
 				b.up[i].Store(e.healthy())
@@ -461,7 +469,7 @@ func (b *balancer) accept() {
 // TestRestartingBothEdgesFailsNoRequest restarts one edge after the other, as an upgrade does, under load by way of a balancer that looks at
 // /healthz.
 func TestRestartingBothEdgesFailsNoRequest(t *testing.T) {
-	p := newPair(t, "--shutdown-delay", "1s", "--startup-wait", "1m")
+	p := newPair(t, "--shutdown-delay", "3s", "--startup-wait", "1m")
 	socket := p.newSocket(p.edges[0], "web")
 	p.startSidecar(socket, 2)
 	b := newBalancer(t, p)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -75,6 +76,9 @@ func run(args []string, getenv func(string) string, stderr io.Writer) error {
 	if getenv("GOGC") == "" {
 		debug.SetGCPercent(tunnel.GCPercent)
 	}
+	if getenv("GOMAXPROCS") == "" {
+		cfg.Tunnels = useProcessors(runtime.GOMAXPROCS(0))
+	}
 	agent, err := sidecar.New(cfg)
 	if err != nil {
 		return &usageError{err}
@@ -92,6 +96,12 @@ func run(args []string, getenv func(string) string, stderr io.Writer) error {
 		os.Exit(1)
 	}()
 	return agent.Run(ctx)
+}
+
+// useProcessors gives each tunnel a processor, up to most. What one tunnel moves goes through one goroutine of x/crypto/ssh
+// after the other: a second processor adds little, and each hand-over to it costs system calls, of a container's CPU limit.
+func useProcessors(most int) func(tunnels int) {
+	return func(tunnels int) { runtime.GOMAXPROCS(min(max(1, tunnels), most)) }
 }
 
 // runDrain always succeeds once its flags are right: a hook that fails becomes a FailedPreStopHook event on the pod, and

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -90,6 +91,18 @@ func TestProxyFor(t *testing.T) {
 		}
 		if err != nil || text != tc.want {
 			t.Errorf("flag %q, %s: got %q, %v; want %q", tc.flag, tc.address, text, err, tc.want)
+		}
+	}
+}
+
+func TestUseProcessors(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(before)
+	use := useProcessors(3)
+	for tunnels, want := range []int{1, 1, 2, 3, 3} {
+		use(tunnels)
+		if got := runtime.GOMAXPROCS(0); got != want {
+			t.Errorf("%d tunnels use %d processors, want %d", tunnels, got, want)
 		}
 	}
 }

@@ -283,12 +283,12 @@ func TestMysocketDoesNotAnswer(t *testing.T) {
 	}
 }
 
-// TestRefusedType asks for what this edge lacks.
-func TestRefusedType(t *testing.T) {
+// TestRefusedSetting asks for what this edge lacks.
+func TestRefusedSetting(t *testing.T) {
 	s := newStage(t)
-	svc := s.service(enabled(annotations.Type, "tls"))
+	svc := s.service(enabled(annotations.AllowedEmails, "a@example.com"))
 	got := s.mustReconcile(svc)
-	wantCondition(t, svc, annotations.SocketReady, metav1.ConditionFalse, "SocketRefused", `"tls" is not supported by this edge`)
+	wantCondition(t, svc, annotations.SocketReady, metav1.ConditionFalse, "SocketRefused", `is not supported by this edge`)
 	s.wantEvent("Warning SocketRefused: ")
 	if !between(got.RequeueAfter, slowRetry/2, slowRetry) || len(s.sockets()) != 0 {
 		t.Errorf("again after %s, sockets %v", got.RequeueAfter, s.sockets())

@@ -28,6 +28,8 @@ type DebugTunnel struct {
 	// Open are the requests and connections that it carries now, Total all it was chosen for.
 	Open  int    `json:"open"`
 	Total uint64 `json:"total"`
+	// Ejected says that it is out of the rotation, since channels don't open or requests get no answer, until a probe succeeds.
+	Ejected bool `json:"ejected,omitempty"`
 }
 
 // admin serves metrics, health and what is connected. It is for the operator: the default address is loopback.
@@ -61,7 +63,7 @@ func (e *Edge) Tunnels() []DebugSocket {
 		}
 		for _, t := range connected[k.ID] {
 			s.Tunnels = append(s.Tunnels, DebugTunnel{
-				Tunnel: t.TunnelID, Remote: t.RemoteAddr, Since: t.Since.UTC(), Open: t.Outstanding, Total: t.Total,
+				Tunnel: t.TunnelID, Remote: t.RemoteAddr, Since: t.Since.UTC(), Open: t.Outstanding, Total: t.Total, Ejected: t.Ejected,
 			})
 		}
 		out = append(out, s)

@@ -120,8 +120,8 @@ func TestUnsupportedIsRefused(t *testing.T) {
 		body string
 		says string
 	}{
-		{`"socket_type": "tls"`, "http, https and tcp"},
-		{`"socket_type": "ssh"`, "http, https and tcp"},
+		{`"socket_type": "ssh"`, "http, https, tcp and tls"},
+		{`"socket_type": "database"`, "http, https, tcp and tls"},
 		{`"cloud_authentication_enabled": true`, "cloud authentication"},
 		{`"cloud_authentication_email_allowed_addressses": ["a@b.c"]`, "cloud authentication"},
 		{`"cloud_authentication_email_allowed_domains": ["b.c"]`, "cloud authentication"},
@@ -134,6 +134,7 @@ func TestUnsupportedIsRefused(t *testing.T) {
 		{`"protected_username": "u", "protected_password": "p"`, "protected_socket"},
 		{`"protected_socket": true, "protected_username": "a:b", "protected_password": "p"`, "colon"},
 		{`"protected_socket": true, "protected_username": "a", "protected_password": "p", "socket_type": "tcp"`, "protected_socket"},
+		{`"protected_socket": true, "protected_username": "a", "protected_password": "p", "socket_type": "tls"`, "protected_socket"},
 		{`"name": ""`, "name"},
 		{`"name": "a\nb"`, "control"},
 		{`"name": "` + strings.Repeat("x", 300) + `"`, "256"},
@@ -362,4 +363,27 @@ func TestRegistration(t *testing.T) {
 
 func publicLine() string {
 	return "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+}
+
+// TestHeadersAreBounded: a stranger's headers are read up to a bound.
+func TestHeadersAreBounded(t *testing.T) {
+	e := edgetest.Start(t)
+	a := login(t, e)
+	a.client.Transport.(*http.Transport).ForceAttemptHTTP2 = false
+	for size, want := range map[int]int{100 << 10: 200, 300 << 10: 431} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", e.APIURL+"/organization", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Access-Token", a.token)
+		req.Header.Set("X-Client-Version", strings.Repeat("x", size))
+		resp, err := a.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%d bytes of headers: %d, want %d", size, resp.StatusCode, want)
+		}
+	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/control"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 // Config says what an edge is and where it listens. The zero value of every optional field is its default.
@@ -31,8 +32,11 @@ type Config struct {
 	AdminAddress string
 	// APIHosts are further names and IP addresses in the API's certificate.
 	APIHosts []string
-	// TCPPorts are the public ports for tcp sockets. Required.
+	// TCPPorts are the public ports for tcp and tls sockets. Required.
 	TCPPorts PortRange
+
+	// Visitors says how visitors come in: certificates, redirects, proxies in front.
+	Visitors Visitors
 
 	// AllowRegistration lets strangers make accounts with POST /user.
 	AllowRegistration bool
@@ -50,6 +54,9 @@ type Config struct {
 	ShutdownDelay time.Duration
 	// ControlSocket is the Unix socket for the operator's commands; none if empty.
 	ControlSocket string
+	// SlowStart is for how long a tunnel that has just connected gets less than its share of requests. Zero is not at all; at
+	// most MaxSlowStart.
+	SlowStart time.Duration
 
 	// PasswordCost is the bcrypt cost of account passwords; bcrypt's default if 0.
 	PasswordCost int
@@ -66,6 +73,9 @@ type Config struct {
 // MaxComeBack is the longest time that clients may be sent away for: sidecars wait no longer.
 const MaxComeBack = 5 * time.Minute
 
+// MaxSlowStart is the longest slow start that may be asked for.
+const MaxSlowStart = 10 * time.Minute
+
 // Timings are how long the edge waits for what. A zero field has its default.
 type Timings struct {
 	// Hold is how long a request waits for a tunnel when its socket has none that is usable.
@@ -74,20 +84,25 @@ type Timings struct {
 	OpenTimeout time.Duration
 	// Penalty is how long a tunnel that failed to open a channel is the last choice.
 	Penalty time.Duration
-	// HandshakeTimeout is how long an SSH client may take to log in.
+	// HandshakeTimeout is how long an SSH client may take to log in, and a visitor of a tls socket to agree on TLS.
 	HandshakeTimeout time.Duration
+	// LoginPause is how long the reading of an SSH login pauses between its parts, see package sshguard.
+	LoginPause time.Duration
 	// KeepaliveInterval and KeepaliveMisses say when a silent SSH client is dead.
 	KeepaliveInterval time.Duration
 	KeepaliveMisses   int
 	// Drain is how long requests may go on after the edge was told to stop. Everything is over two seconds later.
 	Drain time.Duration
+	// CertificateCheck is how often the files of a certificate are read again.
+	CertificateCheck time.Duration
 }
 
 // DefaultTimings are what a zero Timings means.
 func DefaultTimings() Timings {
 	return Timings{
-		Hold: time.Second, OpenTimeout: 5 * time.Second, Penalty: time.Second, HandshakeTimeout: 10 * time.Second,
+		Hold: time.Second, OpenTimeout: 5 * time.Second, Penalty: time.Second, HandshakeTimeout: 10 * time.Second, LoginPause: sshguard.Pause,
 		KeepaliveInterval: 10 * time.Second, KeepaliveMisses: 4, Drain: 6 * time.Second,
+		CertificateCheck: 5 * time.Second,
 	}
 }
 
@@ -95,7 +110,8 @@ func (t *Timings) setDefaults() {
 	d := DefaultTimings()
 	for _, p := range []struct{ value, fallback *time.Duration }{
 		{&t.Hold, &d.Hold}, {&t.OpenTimeout, &d.OpenTimeout}, {&t.Penalty, &d.Penalty},
-		{&t.HandshakeTimeout, &d.HandshakeTimeout}, {&t.KeepaliveInterval, &d.KeepaliveInterval}, {&t.Drain, &d.Drain},
+		{&t.HandshakeTimeout, &d.HandshakeTimeout}, {&t.LoginPause, &d.LoginPause}, {&t.KeepaliveInterval, &d.KeepaliveInterval}, {&t.Drain, &d.Drain},
+		{&t.CertificateCheck, &d.CertificateCheck},
 	} {
 		if *p.value == 0 {
 			*p.value = *p.fallback
@@ -163,8 +179,12 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("come-back is %s; allowed are 0s to %s", c.ComeBack, MaxComeBack))
 	}
 	errs = append(errs, c.validateTurn())
+	errs = append(errs, c.Visitors.validate()...)
 	if len(c.ControlSocket) > control.MaxPath {
 		errs = append(errs, fmt.Errorf("control-socket %q has %d bytes; a socket's path may have %d", c.ControlSocket, len(c.ControlSocket), control.MaxPath))
+	}
+	if c.SlowStart < 0 || c.SlowStart > MaxSlowStart {
+		errs = append(errs, fmt.Errorf("slow-start is %s; allowed are 0s to %s", c.SlowStart, MaxSlowStart))
 	}
 	return errors.Join(errs...)
 }

@@ -51,6 +51,7 @@ type Edge struct {
 	tcp      *front.TCP
 	servers  []*server
 	sshLn    net.Listener
+	visitors visitors
 	ready    atomic.Bool
 	leaving  atomic.Bool // no visitor shall keep a connection
 	closing  sync.Once
@@ -125,12 +126,16 @@ func (e *Edge) writeOut() error {
 // build makes all the parts, and the listeners.
 func (e *Edge) build() error {
 	cfg, timings := e.cfg, e.cfg.Timings
-	e.registry = registry.New(registry.Config{Penalty: timings.Penalty})
-	m := metrics.New(e.registry.Count)
+	var m *metrics.Metrics
+	e.registry = registry.New(e.balancing(func() *metrics.Metrics { return m }))
+	m = metrics.New(e.registry.Count)
 	m.WatchState(e.store.Up)
 	lines := &feed.Hub{}
 	dispatcher := &front.Dispatcher{Registry: e.registry, Metrics: m, Hold: timings.Hold, OpenTimeout: timings.OpenTimeout}
-	e.web = front.NewWeb(front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web")})
+	webConfig := front.WebConfig{Store: e.store, Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "web"),
+		StickyKey: e.keys.StickyKey()}
+	e.visitWeb(&webConfig)
+	e.web = front.NewWeb(webConfig)
 
 	var err error
 	if e.sshLn, err = listen("ssh-address", cfg.SSHAddress); err != nil {
@@ -144,23 +149,29 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
-	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.closingConnections(e.web), webCert)
+	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.closingConnections(e.web), nil)
 	if err != nil {
 		return err
 	}
+	if err := e.openVisitors(m, httpServer, httpsServer); err != nil {
+		return err
+	}
+	httpsServer.http.TLSConfig = e.certificates(webCert).Config()
 	host, _, err := net.SplitHostPort(cfg.HTTPAddress)
 	if err != nil {
 		return err
 	}
 	e.tcp = front.NewTCP(front.TCPConfig{
 		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"),
-		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max,
+		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.certificates(webCert).For,
+		HandshakeTimeout: timings.HandshakeTimeout,
 	})
 	e.sshd = sshd.New(sshd.Config{
 		Store: e.store, Keys: e.keys, Registry: e.registry, Feed: lines, Log: e.log.With("part", "ssh"), Version: cfg.Version,
 		URL:              func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) },
-		HandshakeTimeout: timings.HandshakeTimeout, KeepaliveInterval: timings.KeepaliveInterval,
+		HandshakeTimeout: timings.HandshakeTimeout, LoginPause: timings.LoginPause, KeepaliveInterval: timings.KeepaliveInterval,
 		KeepaliveMisses: timings.KeepaliveMisses, SettleTimeout: settleTimeout, ComeBack: cfg.ComeBack,
+		ProbeTimeout: timings.OpenTimeout,
 	})
 	apiHandler := api.New(api.Config{
 		Store: e.store, Keys: e.keys, Hooks: hooks{e}, Log: e.log.With("part", "api"), Domain: cfg.Domain,
@@ -171,7 +182,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
-	apiServer, err := e.addServer("api-address", "api", cfg.APIAddress, apiHandler, apiCert)
+	apiServer, err := e.addServer("api-address", "api", cfg.APIAddress, apiHandler, e.certificates(apiCert).Config())
 	if err != nil {
 		return err
 	}
@@ -193,7 +204,7 @@ func listen(flag, address string) (net.Listener, error) {
 	return ln, nil
 }
 
-func (e *Edge) addServer(flag, name, address string, handler http.Handler, cert *pki.Serving) (*server, error) {
+func (e *Edge) addServer(flag, name, address string, handler http.Handler, tlsConfig *tls.Config) (*server, error) {
 	ln, err := listen(flag, address)
 	if err != nil {
 		return nil, err
@@ -203,12 +214,10 @@ func (e *Edge) addServer(flag, name, address string, handler http.Handler, cert 
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		TLSConfig:         tlsConfig,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog:          slog.NewLogLogger(e.log.With("part", name).Handler(), slog.LevelDebug),
 	}}
-	if cert != nil {
-		s.http.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.GetCertificate}
-	}
 	e.servers = append(e.servers, s)
 	return s, nil
 }
@@ -259,7 +268,7 @@ func portOf(ln net.Listener) int {
 func publicURL(k store.Socket, httpsPort int) string {
 	switch {
 	case k.TCPPort != 0:
-		return fmt.Sprintf("tcp://%s:%d", k.DNSName, k.TCPPort)
+		return fmt.Sprintf("%s://%s:%d", k.Type, k.DNSName, k.TCPPort)
 	case httpsPort == 443:
 		return "https://" + k.DNSName
 	default:
@@ -268,7 +277,7 @@ func publicURL(k store.Socket, httpsPort int) string {
 }
 
 // Run serves until ctx ends, then sends visitors away for a while, and drains: it takes no more HTTP visitors, lets requests end, tells tunnel clients to
-// reconnect and closes what is left, upgraded connections and those of tcp sockets among it. It returns nil after a
+// reconnect and closes what is left, upgraded connections and those of tcp and tls sockets among it. It returns nil after a
 // proper drain.
 func (e *Edge) Run(ctx context.Context) error {
 	failed := make(chan error, len(e.servers)+1)
@@ -287,6 +296,8 @@ func (e *Edge) Run(ctx context.Context) error {
 		}
 	})
 	e.log.Info("listening", "part", "ssh", "address", e.sshLn.Addr().String())
+	stopVisitors := e.runVisitors(&wg)
+	defer stopVisitors()
 	starting, stopStarting := context.WithCancel(ctx)
 	var startup sync.WaitGroup
 	startup.Go(func() { e.becomeReady(starting) })
@@ -304,6 +315,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	}
 	e.log.Info("draining", "limit", e.cfg.Timings.Drain)
 	e.drain()
+	stopVisitors()
 	wg.Wait()
 	e.Close()
 	e.log.Info("stopped")
@@ -344,6 +356,10 @@ func (e *Edge) Close() {
 		}
 		if e.tcp != nil {
 			e.tcp.Close()
+		}
+		e.visitors.close()
+		if e.registry != nil {
+			e.registry.Close()
 		}
 		if e.store != nil {
 			if err := e.store.Close(); err != nil {

@@ -208,6 +208,10 @@ func TestEtcdIsAway(t *testing.T) {
 	r := a.connect(s, app)
 	spare := a.newTunnel(s)
 	signer := a.certify("/socket/"+s.ID+"/tunnel/"+spare.ID+"/signkey", newKey(t))
+	eventually(t, "the other edge to know", func() bool {
+		known := two.Tunnels()
+		return len(known) == 1 && known[0].Registered == 2
+	})
 	server.Kill()
 
 	visitor := one.VisitorClient(t)

@@ -10,9 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -533,85 +530,5 @@ func TestKeysThatAreSigned(t *testing.T) {
 		} else if status == 400 && !strings.HasPrefix(refused.Message, "ssh_public_key: ") {
 			t.Errorf("%s: the refusal says %q", c.name, refused.Message)
 		}
-	}
-}
-
-// TestOpenSSHClient runs the unmodified OpenSSH client.
-func TestOpenSSHClient(t *testing.T) {
-	sshPath, err := exec.LookPath("ssh")
-	if err != nil {
-		t.Skip("the OpenSSH client is not installed (Debian package openssh-client)")
-	}
-	e := edgetest.Start(t)
-	a := login(t, e)
-	s := a.newSocket("http")
-	visitor := e.VisitorClient(t)
-	dir := t.TempDir()
-	app := appAddress(newApp(t, "app"))
-	host, port, err := net.SplitHostPort(e.SSHAddress)
-	if err != nil {
-		t.Fatal(err)
-	}
-	known := filepath.Join(dir, "known_hosts")
-	if err := os.WriteFile(known, fmt.Appendf(nil, "[%s]:%s %s\n", host, port, e.HostKey), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	tun := a.newTunnel(s)
-	for _, c := range []struct{ name, signkey, bind string }{
-		{"tunnel's port", "/socket/" + s.ID + "/tunnel/" + tun.ID + "/signkey", fmt.Sprint(tun.LocalPort)},
-		{"tunnel, port 0", "/socket/" + s.ID + "/tunnel/" + tun.ID + "/signkey", "0"},
-		{"tunnel, localhost", "/socket/" + s.ID + "/tunnel/" + tun.ID + "/signkey", fmt.Sprint("localhost:", tun.LocalPort)},
-		{"tunnel, 127.0.0.1", "/socket/" + s.ID + "/tunnel/" + tun.ID + "/signkey", fmt.Sprint("127.0.0.1:", tun.LocalPort)},
-		{"socket, port 0", "/socket/" + s.ID + "/signkey", "0"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			_, key, err := ed25519.GenerateKey(rand.Reader)
-			if err != nil {
-				t.Fatal(err)
-			}
-			block, err := ssh.MarshalPrivateKey(key, "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			signer, err := ssh.NewSignerFromKey(key)
-			if err != nil {
-				t.Fatal(err)
-			}
-			keyFile := filepath.Join(t.TempDir(), "id")
-			certFile := keyFile + "-cert.pub"
-			cert := a.certify(c.signkey, signer)
-			if err := os.WriteFile(keyFile, pemOf(block), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(certFile, ssh.MarshalAuthorizedKey(cert.PublicKey()), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			log := &lockedBuffer{}
-			cmd := exec.CommandContext(t.Context(), sshPath, "-F", "none", "-N", "-R", c.bind+":"+app,
-				"-p", port, "-i", keyFile, "-o", "CertificateFile="+certFile, "-o", "IdentitiesOnly=yes",
-				"-o", "UserKnownHostsFile="+known, "-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes",
-				"-o", "ExitOnForwardFailure=yes", s.UserName+"@"+host)
-			cmd.Stdout, cmd.Stderr = log, log
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			connected := func() int { return len(e.Tunnels()[0].Tunnels) }
-			func() {
-				defer func() {
-					_ = cmd.Process.Kill()
-					_ = cmd.Wait()
-					if t.Failed() {
-						t.Log(log.String())
-					}
-				}()
-				eventually(t, "ssh -R to connect", func() bool { return connected() == 1 })
-				for range 5 {
-					if status, body := get(t, visitor, "http://"+s.DNSName+"/"); status != 200 || body != "Server: app\n" {
-						t.Errorf("got %d %s", status, body)
-					}
-				}
-			}()
-			eventually(t, "the tunnel of the killed client to leave", func() bool { return connected() == 0 })
-		})
 	}
 }

@@ -194,7 +194,7 @@ func lackingIsRefused(s *subject) {
 	if _, err := s.client.UpdateSocket(s.Context(), made); !mysocket.IsRefused(err) || !strings.Contains(err.Error(), "socket_type cannot change") {
 		s.Errorf("another type: %v", err)
 	}
-	if _, err := s.client.CreateSocket(s.Context(), mysocket.Socket{Name: "x", Type: "tls"}); !mysocket.IsRefused(err) || !strings.Contains(err.Error(), `"tls" is not supported`) {
+	if _, err := s.client.CreateSocket(s.Context(), mysocket.Socket{Name: "x", Type: "ssh"}); !mysocket.IsRefused(err) || !strings.Contains(err.Error(), `"ssh" is not supported`) {
 		s.Errorf("a type that the edge lacks: %v", err)
 	}
 	private := mysocket.Socket{Name: "y", Type: "http", Access: &mysocket.Access{CloudAuth: true, AllowedEmails: []string{"a@example.com"}}}

@@ -214,6 +214,8 @@ func TestSeveralConnectionsOfASocket(t *testing.T) {
 		a.Connections = n
 		return a
 	}
+	told := make(chan int, 10)
+	w.cfg.Tunnels = func(n int) { told <- n }
 	w.start()
 	w.gateway.Assign(several(1))
 	one := w.edge.Await(t)
@@ -249,6 +251,14 @@ func TestSeveralConnectionsOfASocket(t *testing.T) {
 		t.Errorf("%v drains were timed, want 1", n)
 	}
 	w.stop()
+	close(told)
+	var counts []int
+	for n := range told {
+		counts = append(counts, n)
+	}
+	if !slices.Equal(counts, []int{1, 3, 1, 2}) {
+		t.Errorf("was told of %v tunnels, want 1, 3, 1 and 2", counts)
+	}
 	calls := w.gateway.Calls()
 	slices.Sort(calls)
 	if got := strings.Join(calls, " "); got != "delete delete/1 delete/1 delete/2 register register/1 register/1 register/2" {

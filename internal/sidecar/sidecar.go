@@ -59,8 +59,10 @@ type Config struct {
 	EdgeProxy func(address string) (*url.URL, error)
 	// EdgeResolver finds the addresses of the edge's name; the machine's own when nil.
 	EdgeResolver tunnel.Resolver
-	Version      string
-	Logger       *slog.Logger
+	// Tunnels is told how many tunnels the agent is to hold, at first and when that changes. It may be left out.
+	Tunnels func(n int)
+	Version string
+	Logger  *slog.Logger
 	// Clock and Random, which draws from [0, 1), may be left out.
 	Clock  retry.Clock
 	Random func() float64
@@ -204,6 +206,7 @@ type fleet struct {
 	haveSnapshot bool
 	draining     bool
 	graceOver    bool
+	told         int // what Config.Tunnels was told last
 	running      sync.WaitGroup
 }
 
@@ -282,6 +285,10 @@ func (a *Agent) reconcile(ctx context.Context, f *fleet) {
 				}
 			})
 		}
+	}
+	if a.cfg.Tunnels != nil && len(wanted) != f.told {
+		f.told = len(wanted)
+		a.cfg.Tunnels(f.told)
 	}
 	for connection, s := range f.supervisors {
 		if !wanted[connection] && !s.retiring() {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -38,7 +39,8 @@ func serveTunnel(ctx context.Context, args []string) error {
 	if err := json.Unmarshal([]byte(args[0]), &l); err != nil {
 		return err
 	}
-	// As in the injected container, which has 256 MiB.
+	// As in the injected container, which has 256 MiB and uses a processor for each tunnel.
+	runtime.GOMAXPROCS(min(len(l.Ports), runtime.GOMAXPROCS(0)))
 	debug.SetGCPercent(tunnel.GCPercent)
 	debug.SetMemoryLimit(256 << 20 / 10 * 9)
 	private, err := os.ReadFile(l.KeyFile)

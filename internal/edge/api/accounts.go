@@ -107,7 +107,7 @@ func (a *API) register(r *http.Request, _ store.User) (any, error) {
 	if err := decode(r, &n); err != nil {
 		return nil, err
 	}
-	attempt, err := a.throttle.begin(r.RemoteAddr)
+	attempt, err := a.logins.addresses.begin(throttleKey(r.RemoteAddr).String())
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func (a *API) hashSlot(r *http.Request) (release func(), err error) {
 	}
 }
 
-// noSuchUserHash makes a login with an unknown address take as long as one with a wrong password.
+// noSuchUserHash has bcrypt's default cost, and nobody knows its password.
 var noSuchUserHash = []byte("$2a$10$JQprG2JK.qoY3pvxdRu5pusvgeyfJ0meT3ARa.OHshSKtRtx4qyXK")
 
 func (a *API) login(r *http.Request, _ store.User) (any, error) {
@@ -144,27 +144,39 @@ func (a *API) login(r *http.Request, _ store.User) (any, error) {
 	if err := decode(r, &form); err != nil {
 		return nil, err
 	}
-	attempt, err := a.throttle.begin(r.RemoteAddr)
+	address, err := a.logins.addresses.begin(throttleKey(r.RemoteAddr).String())
 	if err != nil {
+		return nil, err
+	}
+	u, unknown := a.cfg.Store.UserByEmail(form.Email)
+	hash := u.PasswordHash
+	var account *attempt
+	if unknown != nil {
+		hash = a.noSuchUser
+		account, err = a.logins.noAccount(form.Email)
+	} else {
+		account, err = a.logins.account(u.ID, r.RemoteAddr)
+	}
+	if err != nil {
+		address.succeeded() // It is not this address that failed too often.
 		return nil, err
 	}
 	release, err := a.hashSlot(r)
 	if err != nil {
-		attempt.failed()
+		address.failed()
+		account.failed()
 		return nil, err
 	}
 	defer release()
-	u, err := a.cfg.Store.UserByEmail(form.Email)
-	hash := u.PasswordHash
-	if err != nil {
-		hash = noSuchUserHash
-	}
-	if bcrypt.CompareHashAndPassword(hash, []byte(form.Password)) != nil || err != nil {
-		attempt.failed()
+	if bcrypt.CompareHashAndPassword(hash, []byte(form.Password)) != nil || unknown != nil {
+		address.failed()
+		account.failed()
 		a.cfg.Log.Warn("login failed", "remote", r.RemoteAddr)
 		return nil, refuse(http.StatusUnauthorized, "wrong e-mail address or password")
 	}
-	attempt.succeeded()
+	address.succeeded()
+	account.succeeded()
+	a.logins.welcome(u.ID, r.RemoteAddr)
 	return a.token(u)
 }
 

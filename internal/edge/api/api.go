@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/crypto/bcrypt"
+
 	"github.com/mysocketio/mysocket-injector/internal/edge/pki"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
@@ -26,14 +28,14 @@ const maxBody = 1 << 20
 // Hooks are what the rest of the edge does for the API. What must happen when objects come and go is not among them: who must act
 // then follows the store.
 type Hooks interface {
-	// ReservePort finds a free public port for a tcp socket and listens on it. It returns ErrNoPort if there is none.
+	// ReservePort finds a free public port for a tcp or tls socket and listens on it. It returns ErrNoPort if there is none.
 	ReservePort() (int, error)
 	// PortReleased gives back a reserved port whose socket could not be stored.
 	PortReleased(port int)
 }
 
-// ErrNoPort means that all public ports for tcp sockets are taken.
-var ErrNoPort = errors.New("no public port is free for a tcp socket")
+// ErrNoPort means that all public ports for tcp and tls sockets are taken.
+var ErrNoPort = errors.New("no public port is free for the socket")
 
 // Config are the parts an API is made of. All are required unless said otherwise.
 type Config struct {
@@ -55,11 +57,15 @@ type Config struct {
 
 // API answers the REST requests. Make it with New.
 type API struct {
-	cfg      Config
-	throttle *throttle
+	cfg    Config
+	logins *logins
+	// rates bounds the requests of each account.
+	rates *throttle
 	// hashing bounds the password checks that run at once: each takes a core for tens of milliseconds.
 	hashing chan struct{}
-	handler http.Handler
+	// noSuchUser is a hash for logins to accounts that are not there: they must take as long as one with a wrong password.
+	noSuchUser []byte
+	handler    http.Handler
 }
 
 // New makes the API.
@@ -67,7 +73,11 @@ func New(cfg Config) *API {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	a := &API{cfg: cfg, throttle: newThrottle(cfg.Now), hashing: make(chan struct{}, 2)}
+	a := &API{cfg: cfg, logins: newLogins(cfg.Now), rates: newRates(cfg.Now), hashing: make(chan struct{}, 2)}
+	a.noSuchUser = noSuchUserHash
+	if hash, err := bcrypt.GenerateFromPassword([]byte("no such user"), cfg.PasswordCost); err == nil && cfg.PasswordCost != 0 {
+		a.noSuchUser = hash
+	}
 	a.handler = a.routes()
 	return a
 }
@@ -75,10 +85,14 @@ func New(cfg Config) *API {
 // ServeHTTP answers one request.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	rec := &statusRecorder{ResponseWriter: w, status: http.StatusOK}
-	rec.Header().Set("Cache-Control", "no-store")
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-	a.handler.ServeHTTP(rec, r)
+	rec := &statusRecorder{ResponseWriter: w, status: http.StatusOK, body: r.Body}
+	rec.Header().Set("Cache-Control", "no-store")
+	if strings.HasPrefix(r.URL.Path, "/") {
+		a.handler.ServeHTTP(rec, r)
+	} else { // a CONNECT, for which a ServeMux has an answer of its own that is no JSON
+		a.fail(rec, r, refuse(http.StatusNotFound, "there is nothing at %q", truncate(r.URL.Path, 100)))
+	}
 	a.cfg.Log.Info("api request", "method", truncate(r.Method, 20), "path", truncate(r.URL.Path, 200), "status", rec.status,
 		"remote", r.RemoteAddr, "ms", time.Since(start).Milliseconds())
 }
@@ -86,9 +100,13 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type statusRecorder struct {
 	http.ResponseWriter
 	status int
+	body   io.Reader
 }
 
+// WriteHeader reads what nobody wanted of the request's body before the answer begins: an HTTP/2 server that answers first resets the
+// stream, and curl takes that for an error although it has the answer.
 func (s *statusRecorder) WriteHeader(code int) {
+	_, _ = io.Copy(io.Discard, s.body) // bounded, in bytes and in time
 	s.status = code
 	s.ResponseWriter.WriteHeader(code)
 }
@@ -143,6 +161,10 @@ func (a *API) dispatch(w http.ResponseWriter, r *http.Request, open bool, m meth
 			authenticate = a.authenticateAccess
 		}
 		if user, err = authenticate(r); err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		if _, err := a.rates.begin(user.ID); err != nil {
 			a.fail(w, r, err)
 			return
 		}

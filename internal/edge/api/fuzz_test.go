@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bufio"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/bcrypt"
 
@@ -87,6 +89,94 @@ func FuzzBodies(f *testing.F) {
 		var socket socketAnswer
 		if rec.Code == http.StatusOK && json.Unmarshal(rec.Body.Bytes(), &socket) == nil && socket.ProtectedPassword != "" {
 			t.Fatalf("the answer carries the socket's password: %s", rec.Body)
+		}
+	})
+}
+
+// FuzzTokens presents anything as a token, in both dialects and both headers. Only the right one is let in.
+func FuzzTokens(f *testing.F) {
+	b := newBench(f)
+	_, classic, access := b.account("owner@example.com")
+	_, other, _ := b.account("other@example.com")
+	parts := strings.Split(classic, ".")
+	for _, seed := range []string{
+		"", ".", "..", "...", "x.y.z", classic, access, other, classic + " ", parts[0] + ".." + parts[2], parts[0] + "." + parts[1] + ".",
+		"eyJhbGciOiJub25lIn0." + parts[1] + ".", strings.Repeat("x", 5000), strings.Repeat(".", 5000), "Bearer " + access, "\x00", "eyJhbGciOiJIUzI1NiJ9.e30.",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, token string) {
+		for _, path := range []string{"/organization", "/api/v1/sockets"} {
+			for header, value := range map[string]string{"X-Access-Token": token, "Authorization": "Bearer " + token} {
+				req := httptest.NewRequest("GET", path, nil)
+				req.Header.Set(header, value)
+				rec := httptest.NewRecorder()
+				b.ServeHTTP(rec, req)
+				right := token == access
+				if path == "/organization" {
+					right = token == classic || token == other
+				}
+				if rec.Code != 401 && (rec.Code != 200 || !right) {
+					t.Errorf("%s with %s %q: %d %s", path, header, value, rec.Code, rec.Body)
+				}
+			}
+			b.clock = b.clock.Add(time.Second) // lest the account's requests run out
+			if b.clock.Sub(began) > time.Hour {
+				b.clock = began
+			}
+		}
+	})
+}
+
+var began = time.Now()
+
+// FuzzPaths asks for anything, with any method. What comes back is JSON and no fault of ours, and what is not there stays away.
+func FuzzPaths(f *testing.F) {
+	b := newBench(f)
+	_, classic, access := b.account("owner@example.com")
+	for _, path := range []string{
+		"", "/", "//", "/socket/..", "/socket/%2e%2e/x", "/socket//tunnel", "/socket/\x00", "/socket/ü", "/api/v1/socket/", "/api/v1/socket/a/b/c",
+		"/api/v1", "/api/v1/sockets", "/socket/00000000-0000-0000-0000-000000000000", "/socket/00000000-0000-0000-0000-00000000000-",
+		"/user/" + strings.Repeat("x", 3000), "/connect?x", "*", "x",
+	} {
+		for _, method := range []string{"GET", "POST", "PUT", "DELETE", "CONNECT", "", "x\n"} {
+			f.Add(method, path, "page=1&name=%00")
+		}
+	}
+	f.Fuzz(func(t *testing.T, method, path, query string) {
+		req := httptest.NewRequest("GET", "/", strings.NewReader("null"))
+		req.Method, req.URL.Path, req.URL.RawQuery = method, path, query
+		req.Header.Set("X-Access-Token", classic)
+		if inBorder0(req) {
+			req.Header.Set("X-Access-Token", access)
+		}
+		b.clock = began
+		rec := httptest.NewRecorder()
+		b.ServeHTTP(rec, req)
+		if rec.Code >= http.StatusInternalServerError {
+			t.Fatalf("%q %q: %d %s", method, path, rec.Code, rec.Body)
+		}
+		if rec.Code != http.StatusMovedPermanently && rec.Code != http.StatusTemporaryRedirect && rec.Code != http.StatusNoContent && !json.Valid(rec.Body.Bytes()) {
+			t.Fatalf("%q %q: %d with %q", method, path, rec.Code, rec.Body)
+		}
+	})
+}
+
+// FuzzHostnames: a host name that the API takes can be sent as a Host header.
+func FuzzHostnames(f *testing.F) {
+	for _, seed := range []string{"", "a", "a.example", "a.example:80", "-a", "a-", "a b", "a\r\nX: y", "[::1]", "a/b", "ü.example", "A.B:99999", strings.Repeat("a", 300), "a..b", "a\x00"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		if checkHostname(name, store.TypeHTTP) != nil || name == "" {
+			return
+		}
+		if strings.ContainsAny(name, " \t\r\n\x00/\\@?#[]") || len(name) > 260 {
+			t.Errorf("%q was taken", name)
+		}
+		req, err := http.ReadRequest(bufio.NewReader(strings.NewReader("GET / HTTP/1.1\r\nHost: " + name + "\r\n\r\n")))
+		if err != nil || req.Host != name {
+			t.Errorf("%q is no Host header: %v", name, err)
 		}
 	})
 }

@@ -60,7 +60,10 @@ type socketAnswer struct {
 	AllowedDomains       []string          `json:"cloud_authentication_email_allowed_domains"`
 	UpstreamType         string            `json:"upstream_type"`
 	UpstreamHTTPHostname string            `json:"upstream_http_hostname"`
+	UpstreamUsername     string            `json:"upstream_username"`
+	UpstreamPassword     string            `json:"upstream_password"`
 	CustomDomains        []string          `json:"custom_domains"`
+	PolicyNames          []string          `json:"policy_names"`
 	Tags                 map[string]string `json:"tags"`
 }
 
@@ -68,7 +71,7 @@ func (a *API) answerSocket(k store.Socket, tunnels []store.Tunnel) socketAnswer 
 	ans := socketAnswer{
 		SocketID: k.ID, Name: k.Name, Description: k.Description, DNSName: k.DNSName, Type: string(k.Type),
 		TCPPorts: a.cfg.WebPorts, UserName: sshUser(k.UserID), Tunnels: a.answerTunnels(tunnels),
-		AllowedEmails: []string{}, AllowedDomains: []string{}, CustomDomains: []string{},
+		AllowedEmails: []string{}, AllowedDomains: []string{}, CustomDomains: []string{}, PolicyNames: []string{},
 		UpstreamHTTPHostname: k.UpstreamHTTPHostname, Tags: k.Tags,
 	}
 	if k.TCPPort != 0 {
@@ -147,9 +150,9 @@ func (a *API) makeSocket(user store.User, form socketForm, put func(store.Socket
 	if form.Type != nil && *form.Type != "" {
 		k.Type = store.SocketType(*form.Type)
 		switch k.Type {
-		case store.TypeHTTP, store.TypeHTTPS, store.TypeTCP:
+		case store.TypeHTTP, store.TypeHTTPS, store.TypeTCP, store.TypeTLS:
 		default:
-			return store.Socket{}, nil, badRequest("socket_type %q is not supported by this edge; it supports http, https and tcp", truncate(*form.Type, 50))
+			return store.Socket{}, nil, badRequest("socket_type %q is not supported by this edge; it supports http, https, tcp and tls", truncate(*form.Type, 50))
 		}
 	}
 	if err := form.apply(&k); err != nil {
@@ -176,9 +179,9 @@ func (a *API) makeSocket(user store.User, form socketForm, put func(store.Socket
 	return created, made, nil
 }
 
-// putSocket has a socket stored, a tcp socket with a port of its own.
+// putSocket has a socket stored, with a port of its own unless it is a web socket.
 func (a *API) putSocket(k store.Socket, put func(store.Socket) (store.Socket, []store.Tunnel, error)) (store.Socket, []store.Tunnel, error) {
-	if k.Type != store.TypeTCP {
+	if k.Type.Web() {
 		return put(k)
 	}
 	port, err := a.cfg.Hooks.ReservePort()
@@ -274,6 +277,9 @@ func (f *socketForm) apply(k *store.Socket) error {
 			if err := errors.Join(checkText("tags: a key", key, maxTagLength), checkText("tags: a value", value, maxTagLength)); err != nil {
 				return badRequest("tags: keys and values must be printable, with %d characters at most", maxTagLength)
 			}
+		}
+		if err := checkSticky(*f.Tags, k.Type); err != nil {
+			return err
 		}
 		k.Tags = *f.Tags
 	}

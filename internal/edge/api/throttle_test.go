@@ -8,9 +8,9 @@ import (
 
 func TestThrottle(t *testing.T) {
 	now := time.Unix(1000, 0)
-	th := newThrottle(func() time.Time { return now })
+	th := newThrottle(func() time.Time { return now }, "no", maxFailures, failureRefill, maxAddresses)
 	try := func(remote string) bool {
-		a, err := th.begin(remote)
+		a, err := th.begin(throttleKey(remote).String())
 		if err == nil {
 			a.failed()
 		}
@@ -31,9 +31,17 @@ func TestThrottle(t *testing.T) {
 	if !try("192.0.2.1:1") || try("192.0.2.1:1") {
 		t.Error("the wait does not give one try back")
 	}
+	// A clock that goes back takes nothing away, and waits are as long as before.
+	now = now.Add(-5 * time.Hour)
+	if try("192.0.2.1:1") {
+		t.Error("a clock that went back gives tries")
+	}
+	if now = now.Add(failureRefill); !try("192.0.2.1:1") {
+		t.Error("a clock that went back makes the wait longer")
+	}
 	// Tries that are under way count.
 	for range maxFailures {
-		if _, err := th.begin("192.0.2.3:1"); err != nil {
+		if _, err := th.begin(throttleKey("192.0.2.3:1").String()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -51,7 +59,7 @@ func TestThrottle(t *testing.T) {
 
 func TestThrottleForgets(t *testing.T) {
 	now := time.Unix(1000, 0)
-	th := newThrottle(func() time.Time { return now })
+	th := newThrottle(func() time.Time { return now }, "no", maxFailures, failureRefill, maxAddresses)
 	for i := range maxAddresses + 100 {
 		if a, err := th.begin(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)); err == nil {
 			a.failed()
@@ -61,7 +69,7 @@ func TestThrottleForgets(t *testing.T) {
 		t.Errorf("%d addresses are remembered", n)
 	}
 	now = now.Add(time.Hour)
-	if _, err := th.begin("192.0.2.1:1"); err != nil {
+	if _, err := th.begin("192.0.2.1"); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(th.buckets); n != 1 {

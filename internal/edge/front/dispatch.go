@@ -68,6 +68,11 @@ type try func(t *registry.Tunnel) (again bool, err error)
 // do tries the tunnels of a socket, best first, until one attempt succeeds. The caller must call release when what the
 // attempt started is over.
 func (d *Dispatcher) do(ctx context.Context, socketID string, attempt try) (t *registry.Tunnel, release func(), err error) {
+	return d.doPreferring(ctx, socketID, nil, attempt)
+}
+
+// doPreferring is do, but the first tunnel is the one that preferred says yes to, if it is in order. preferred may be nil.
+func (d *Dispatcher) doPreferring(ctx context.Context, socketID string, preferred func(*registry.Tunnel) bool, attempt try) (t *registry.Tunnel, release func(), err error) {
 	hold, cancel := context.WithTimeout(ctx, d.Hold)
 	defer cancel()
 	tried := map[*registry.Tunnel]bool{}
@@ -75,7 +80,14 @@ func (d *Dispatcher) do(ctx context.Context, socketID string, attempt try) (t *r
 	held := false
 	last := errNoTunnel
 	for attempts := 0; ; {
-		t, release := d.Registry.Pick(socketID, tried)
+		var t *registry.Tunnel
+		var release func()
+		if preferred != nil {
+			t, release = d.Registry.PickThat(socketID, tried, preferred)
+		}
+		if t == nil {
+			t, release = d.Registry.Pick(socketID, tried)
+		}
 		if t == nil {
 			if !held {
 				held = true

@@ -2,6 +2,7 @@ package front
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ import (
 )
 
 const (
-	// maxTCPConnections bounds the public connections of all tcp sockets together.
+	// maxTCPConnections bounds the public connections of all tcp and tls sockets together.
 	maxTCPConnections = 20_000
 	relistenInterval  = 5 * time.Second
 )
@@ -35,9 +36,12 @@ type TCPConfig struct {
 	// Host is the address to listen on, empty for all; MinPort and MaxPort the public ports to give away.
 	Host             string
 	MinPort, MaxPort int
+	// Certificate finds those of tls sockets, HandshakeTimeout is how long their visitors may take to agree on TLS.
+	Certificate      Certificate
+	HandshakeTimeout time.Duration
 }
 
-// TCP listens on the public ports of tcp sockets. Make it with NewTCP.
+// TCP listens on the public ports of tcp and tls sockets. Make it with NewTCP.
 type TCP struct {
 	cfg  TCPConfig
 	ctx  context.Context
@@ -144,7 +148,7 @@ func (f *TCP) Serve(socket store.Socket) {
 		go f.accept(p, socket)
 		return
 	}
-	f.cfg.Log.Error("the port of a tcp socket is taken by another program; trying again until it is free",
+	f.cfg.Log.Error("the port of a socket is taken by another program; trying again until it is free",
 		"socket", socket.ID, "port", socket.TCPPort, "err", err)
 	go f.relisten(p, socket)
 }
@@ -170,7 +174,7 @@ func (f *TCP) relisten(p *port, socket store.Socket) {
 			f.wg.Add(1)
 			go f.accept(p, socket)
 			f.mu.Unlock()
-			f.cfg.Log.Info("tcp socket listens again", "socket", socket.ID, "port", socket.TCPPort)
+			f.cfg.Log.Info("socket listens again", "socket", socket.ID, "port", socket.TCPPort)
 			return
 		}
 		f.mu.Unlock()
@@ -179,6 +183,7 @@ func (f *TCP) relisten(p *port, socket store.Socket) {
 
 func (f *TCP) accept(p *port, socket store.Socket) {
 	defer f.wg.Done()
+	config := f.tlsOf(socket)
 	for {
 		conn, err := p.ln.Accept()
 		if err != nil {
@@ -202,12 +207,12 @@ func (f *TCP) accept(p *port, socket store.Socket) {
 		go func() {
 			defer f.wg.Done()
 			defer func() { <-f.slots }()
-			f.serve(p.ctx, conn, socket)
+			f.serve(p.ctx, conn, config, socket)
 		}()
 	}
 }
 
-func (f *TCP) serve(ctx context.Context, conn net.Conn, socket store.Socket) {
+func (f *TCP) serve(ctx context.Context, conn net.Conn, config *tls.Config, socket store.Socket) {
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
@@ -217,6 +222,15 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, socket store.Socket) {
 	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
 		ap := tcp.AddrPort()
 		visitor = netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	}
+	plain := conn
+	if config != nil {
+		var err error
+		if plain, err = endTLS(ctx, conn, config, f.cfg.HandshakeTimeout); err != nil {
+			f.cfg.Metrics.HandshakeFailed()
+			f.cfg.Log.Info("connection refused", "socket", socket.ID, "visitor", visitor.Addr().String(), "err", err)
+			return
+		}
 	}
 	var origin registry.Conn
 	t, release, err := f.cfg.Dispatcher.do(ctx, socket.ID, func(t *registry.Tunnel) (bool, error) {
@@ -229,7 +243,7 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, socket store.Socket) {
 		return
 	}
 	defer release()
-	in, out := splice(&f.buffers, conn, origin)
+	in, out := splice(&f.buffers, plain, origin)
 	took := time.Since(start)
 	f.cfg.Log.Info("connection", "socket", socket.ID, "tunnel", t.TunnelID, "visitor", visitor.Addr().String(),
 		"bytes_in", in, "bytes_out", out, "ms", took.Milliseconds())

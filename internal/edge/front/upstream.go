@@ -33,6 +33,8 @@ type upstream struct {
 // upstreams has one upstream for each connected tunnel that has been used.
 type upstreams struct {
 	dispatcher *Dispatcher
+	// preferred may return nil: then a visit's tunnel is chosen by load alone.
+	preferred func(*visit) func(*registry.Tunnel) bool
 
 	mu  sync.Mutex
 	all map[*registry.Tunnel]*upstream
@@ -40,8 +42,8 @@ type upstreams struct {
 	closing sync.WaitGroup
 }
 
-func newUpstreams(d *Dispatcher) *upstreams {
-	return &upstreams{dispatcher: d, all: map[*registry.Tunnel]*upstream{}}
+func newUpstreams(d *Dispatcher, preferred func(*visit) func(*registry.Tunnel) bool) *upstreams {
+	return &upstreams{dispatcher: d, preferred: preferred, all: map[*registry.Tunnel]*upstream{}}
 }
 
 func (us *upstreams) get(t *registry.Tunnel) *upstream {
@@ -125,7 +127,7 @@ func (us *upstreams) RoundTrip(req *http.Request) (*http.Response, error) {
 	replayable := body.ReadCloser == nil && safeMethod(req.Method)
 	replays := 0
 	var resp *http.Response
-	t, release, err := us.dispatcher.do(req.Context(), v.socket.ID, func(t *registry.Tunnel) (bool, error) {
+	t, release, err := us.dispatcher.doPreferring(req.Context(), v.socket.ID, us.preferred(v), func(t *registry.Tunnel) (bool, error) {
 		v.attempts++
 		u := us.get(t)
 		transport := u.fresh

@@ -34,6 +34,10 @@ type WebConfig struct {
 	Metrics    *metrics.Metrics
 	Feed       *feed.Hub
 	Log        *slog.Logger
+	// RedirectPort returns the port of the HTTPS front, to which plain HTTP is redirected; nil if it is not.
+	RedirectPort func() int
+	// StickyKey is the secret that sticky cookies are made with.
+	StickyKey []byte
 }
 
 // Web is the handler of the HTTP and HTTPS fronts. Make it with NewWeb.
@@ -45,10 +49,11 @@ type Web struct {
 
 // NewWeb makes the handler.
 func NewWeb(cfg WebConfig) *Web {
-	w := &Web{cfg: cfg, upstreams: newUpstreams(cfg.Dispatcher)}
+	w := &Web{cfg: cfg}
+	w.upstreams = newUpstreams(cfg.Dispatcher, w.preferred)
 	w.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
-		ModifyResponse: checkSwitch,
+		ModifyResponse: w.modify,
 		Transport:      w.upstreams,
 		FlushInterval:  -1,
 		BufferPool:     &bufferPool{},
@@ -66,6 +71,9 @@ type visit struct {
 	id      string
 	socket  store.Socket
 	visitor netip.AddrPort
+	// secure says that the visitor came over HTTPS; cookie is what it sent as the edge's own.
+	secure bool
+	cookie string
 	// Filled in by the round trip.
 	attempts int
 	tunnel   *registry.Tunnel
@@ -86,7 +94,7 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	w.cfg.Metrics.RequestStarted()
 	rec := &recorder{ResponseWriter: rw}
-	v := &visit{id: newRequestID(), visitor: visitorOf(r)}
+	v := &visit{id: newRequestID(), visitor: visitorOf(r), secure: r.TLS != nil}
 	defer w.finish(v, rec, r, start)
 
 	if r.Method == http.MethodConnect {
@@ -99,6 +107,9 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	v.socket = socket
+	if w.toHTTPS(rec, r, v) { // before anybody is asked for a password
+		return
+	}
 	if !authorized(r, socket.Protection) {
 		rec.Header().Set("WWW-Authenticate", `Basic realm="protected socket", charset="UTF-8"`)
 		w.page(rec, r, v, http.StatusUnauthorized, "This socket is protected. Give its user name and password.")
@@ -207,6 +218,7 @@ func rewrite(pr *httputil.ProxyRequest) {
 		out.Host = v.socket.UpstreamHTTPHostname
 	}
 	dropForged(out.Header)
+	v.cookie = takeStickyCookie(out.Header)
 	proto := "http"
 	if pr.In.TLS != nil {
 		proto = "https"
@@ -222,6 +234,15 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if v.socket.Protection != nil {
 		out.Header.Del("Authorization") // The edge's password is not the app's business.
 	}
+}
+
+// modify is done to an app's answer before it goes to the visitor.
+func (w *Web) modify(resp *http.Response) error {
+	if err := checkSwitch(resp); err != nil {
+		return err
+	}
+	w.stick(visitOf(resp.Request.Context()), resp.Header)
+	return nil
 }
 
 // checkSwitch refuses an answer that switches to something else than what was asked for, such as "websocket" where the

@@ -24,6 +24,9 @@ type Metrics struct {
 	openFailures *prometheus.CounterVec
 	retries      prometheus.Counter
 	held         prometheus.Counter
+
+	*tlsMetrics
+	balancing
 }
 
 // New makes the metrics. tunnels tells how many are connected.
@@ -41,7 +44,7 @@ func New(tunnels func() int) *Metrics {
 			Name: "mysocket_edge_requests_in_flight", Help: "Public HTTP requests being answered.",
 		}),
 		connections: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "mysocket_edge_tcp_connections_total", Help: "Public connections to tcp sockets.",
+			Name: "mysocket_edge_tcp_connections_total", Help: "Public connections to tcp and tls sockets.",
 		}),
 		openFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mysocket_edge_channel_open_failures_total", Help: "Channels to an origin that could not be opened, by reason.",
@@ -53,11 +56,13 @@ func New(tunnels func() int) *Metrics {
 			Name: "mysocket_edge_held_total", Help: "Requests and connections that waited for a tunnel to connect.",
 		}),
 	}
+	m.balancing = newBalancing(m.registry)
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are in the rotation.",
+		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are connected.",
 	}, func() float64 { return float64(tunnels()) })
 	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.tlsMetrics = newTLSMetrics(m.registry)
 	for _, reason := range []string{Refused, Timeout, Withdrawn, Broken} {
 		m.openFailures.WithLabelValues(reason) // there from the start, so that a first failure is seen as a change
 	}
@@ -83,7 +88,7 @@ func (m *Metrics) RequestDone(code int, seconds float64) {
 	m.duration.Observe(seconds)
 }
 
-// Connection counts a connection to a tcp socket.
+// Connection counts a connection to a tcp or tls socket.
 func (m *Metrics) Connection() { m.connections.Inc() }
 
 // Reasons why a channel could not be opened.

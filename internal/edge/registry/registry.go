@@ -45,12 +45,25 @@ type Config struct {
 	// Penalty is for how long a tunnel that refused a channel is only chosen when there is no other. Without it a dead
 	// app, which never has anything outstanding, would be everybody's first choice.
 	Penalty time.Duration
+	// SlowStart is for how long a tunnel that has just connected, or come back, gets less than its share. 0 is not at all.
+	SlowStart time.Duration
+	// OpenTimeout is how long a tunnel client may take to open the channel that probes an ejected tunnel. 5 s if 0.
+	OpenTimeout time.Duration
+	// Ejected, Probed and Returned are told of each ejection, of each probe of an ejected tunnel, and of each return to the
+	// rotation. They must not call the registry. Each may be nil.
+	Ejected  func(t *Tunnel, cause error)
+	Probed   func(t *Tunnel, err error)
+	Returned func(t *Tunnel)
 }
 
 // Registry holds the connected tunnels of all sockets. It is safe for concurrent use.
 type Registry struct {
-	now     func() time.Time
-	penalty time.Duration
+	cfg Config
+	now func() time.Time
+	// ctx ends the probes, and probing waits for them.
+	ctx     context.Context
+	stop    context.CancelFunc
+	probing sync.WaitGroup
 
 	mu    sync.Mutex
 	pools map[string]*pool
@@ -62,7 +75,7 @@ type pool struct {
 	// picks counts choices, so that among equals the one chosen longest ago is next.
 	picks   uint64
 	waiters int
-	// added is closed, and made anew, when a tunnel is added.
+	// added is closed, and made anew, when a tunnel is added or returns.
 	added chan struct{}
 }
 
@@ -71,7 +84,19 @@ func New(cfg Config) *Registry {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Registry{now: cfg.Now, penalty: cfg.Penalty, pools: map[string]*pool{}}
+	if cfg.OpenTimeout == 0 {
+		cfg.OpenTimeout = 5 * time.Second
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	return &Registry{cfg: cfg, now: cfg.Now, ctx: ctx, stop: stop, pools: map[string]*pool{}}
+}
+
+// Close ends all probes and waits for them. No tunnel that is ejected returns after it.
+func (r *Registry) Close() {
+	r.mu.Lock()
+	r.stop() // under mu, so that no probe begins after the wait did
+	r.mu.Unlock()
+	r.probing.Wait()
 }
 
 // Tunnel is one connected tunnel.
@@ -87,6 +112,9 @@ type Tunnel struct {
 	penaltyEnd  time.Time
 	withdrawn   bool
 	onWithdraw  []func()
+	// started is when it entered the rotation last: its slow start is counted from then.
+	started time.Time
+	health  health
 
 	// opening counts channel opens that are on their way.
 	opening sync.WaitGroup
@@ -95,7 +123,8 @@ type Tunnel struct {
 // Add puts a tunnel into the rotation. If one with the same id is there, that one is taken out and returned: the newest
 // login wins.
 func (r *Registry) Add(info Info, open OpenFunc) (added, superseded *Tunnel) {
-	t := &Tunnel{Info: info, registry: r, open: open}
+	t := &Tunnel{Info: info, registry: r, open: open, started: r.now()}
+	t.health.ctx, t.health.cancel = context.WithCancel(r.ctx)
 	r.mu.Lock()
 	p := r.pool(info.SocketID)
 	for _, old := range p.tunnels {
@@ -104,13 +133,18 @@ func (r *Registry) Add(info Info, open OpenFunc) (added, superseded *Tunnel) {
 		}
 	}
 	p.tunnels = append(p.tunnels, t)
-	close(p.added)
-	p.added = make(chan struct{})
+	p.wake()
 	r.mu.Unlock()
 	if superseded != nil {
 		r.withdraw(superseded)
 	}
 	return t, superseded
+}
+
+// wake ends the waits of all who wait for a tunnel. The caller holds mu.
+func (p *pool) wake() {
+	close(p.added)
+	p.added = make(chan struct{})
 }
 
 // pool returns the pool of a socket. The caller holds mu.
@@ -141,6 +175,7 @@ func (r *Registry) withdraw(t *Tunnel) {
 		return
 	}
 	t.withdrawn = true
+	t.health.cancel()
 	hooks := t.onWithdraw
 	t.onWithdraw = nil
 	if p := r.pools[t.SocketID]; p != nil {
@@ -190,33 +225,41 @@ func (t *Tunnel) Withdrawn() bool {
 	return t.withdrawn
 }
 
-// Open opens a channel to the origin. A failure counts against the tunnel, for a short time.
+// Open opens a channel to the origin. A failure counts against the tunnel, for a short time; several in a row eject it.
 func (t *Tunnel) Open(ctx context.Context, visitor netip.AddrPort) (Conn, error) {
-	t.registry.mu.Lock()
+	r := t.registry
+	r.mu.Lock()
 	if t.withdrawn {
-		t.registry.mu.Unlock()
+		r.mu.Unlock()
 		return nil, ErrWithdrawn
 	}
 	t.opening.Add(1)
-	t.registry.mu.Unlock()
+	r.mu.Unlock()
 	defer t.opening.Done()
 
 	conn, err := t.open(ctx, visitor)
-	t.registry.mu.Lock()
-	defer t.registry.mu.Unlock()
+	var ejected bool
+	r.mu.Lock()
 	switch {
 	case err == nil:
 		t.penaltyEnd = time.Time{}
+		t.health.opened()
 	case ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded):
 		// A visitor who went away says nothing about the tunnel.
-		t.penaltyEnd = t.registry.now().Add(t.registry.penalty)
+		t.penaltyEnd = r.now().Add(r.cfg.Penalty)
+		t.health.unopened++
+		ejected = t.health.unopened >= maxFailures && r.eject(t)
+	}
+	r.mu.Unlock()
+	if ejected {
+		r.tell(t, err)
 	}
 	return conn, err
 }
 
-// Pick chooses the connected tunnel of a socket with the fewest outstanding requests, among equals the one chosen
-// longest ago, leaving out those in tried. The caller must call release once, when the request or connection is over.
-// It returns nil if there is none.
+// Pick chooses the connected tunnel of a socket that is least busy, among equals the one chosen longest ago, leaving out
+// those in tried, and those that are ejected unless all of the socket's are. The caller must call release once, when the
+// request or connection is over. It returns nil if there is none.
 func (r *Registry) Pick(socketID string, tried map[*Tunnel]bool) (t *Tunnel, release func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -224,12 +267,34 @@ func (r *Registry) Pick(socketID string, tried map[*Tunnel]bool) (t *Tunnel, rel
 	if p == nil {
 		return nil, nil
 	}
-	now := r.now()
+	now, all := r.now(), p.allEjected()
 	for _, c := range p.tunnels {
-		if !c.withdrawn && !tried[c] && (t == nil || c.before(t, now)) {
+		if c.eligible(tried, all) && (t == nil || c.before(t, now)) {
 			t = c
 		}
 	}
+	return r.take(p, t)
+}
+
+// PickThat chooses the tunnel of the socket that that says yes to. It returns nil if there is none, or it is not one to be
+// preferred at this moment: in tried, ejected, or failing.
+func (r *Registry) PickThat(socketID string, tried map[*Tunnel]bool, that func(*Tunnel) bool) (t *Tunnel, release func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.pools[socketID]
+	if p == nil {
+		return nil, nil
+	}
+	for _, c := range p.tunnels {
+		if c.eligible(tried, false) && that(c) && !r.now().Before(c.penaltyEnd) {
+			return r.take(p, c)
+		}
+	}
+	return nil, nil
+}
+
+// take counts a choice. The caller holds mu.
+func (r *Registry) take(p *pool, t *Tunnel) (_ *Tunnel, release func()) {
 	if t == nil {
 		return nil, nil
 	}
@@ -247,23 +312,48 @@ func (r *Registry) Pick(socketID string, tried map[*Tunnel]bool) (t *Tunnel, rel
 	}
 }
 
+func (p *pool) allEjected() bool {
+	return !slices.ContainsFunc(p.tunnels, func(t *Tunnel) bool { return !t.health.ejected })
+}
+
+// eligible says whether the tunnel may be chosen. allEjected is whether all tunnels of its socket are ejected: then it is
+// better to try one than to give up.
+func (t *Tunnel) eligible(tried map[*Tunnel]bool, allEjected bool) bool {
+	return !t.withdrawn && !tried[t] && (allEjected || !t.health.ejected)
+}
+
 func (t *Tunnel) before(o *Tunnel, now time.Time) bool {
 	if a, b := now.Before(t.penaltyEnd), now.Before(o.penaltyEnd); a != b {
 		return b
 	}
-	if t.outstanding != o.outstanding {
-		return t.outstanding < o.outstanding
+	if a, b := t.load(now), o.load(now); a != b {
+		return a < b
 	}
 	return t.lastPick < o.lastPick
 }
 
-// WaitForNew waits until a tunnel of the socket is added, or there is one that is not in tried, or ctx ends. It says
-// whether it is worth picking again.
+// slowestStart is the share that a tunnel gets at the very beginning of its slow start.
+const slowestStart = 0.1
+
+// load is how busy the tunnel is: its outstanding requests, each of which counts as several while it starts slowly. With
+// nothing outstanding it is idle, however new it is.
+func (t *Tunnel) load(now time.Time) float64 {
+	age := now.Sub(t.started)
+	if age >= t.registry.cfg.SlowStart {
+		return float64(t.outstanding)
+	}
+	share := max(slowestStart, float64(age)/float64(t.registry.cfg.SlowStart))
+	return float64(t.outstanding) / share
+}
+
+// WaitForNew waits until a tunnel of the socket is added or returns, or there is one that may be chosen and is not in tried,
+// or ctx ends. It says whether it is worth picking again.
 func (r *Registry) WaitForNew(ctx context.Context, socketID string, tried map[*Tunnel]bool) bool {
 	r.mu.Lock()
 	p := r.pool(socketID)
+	all := p.allEjected()
 	for _, t := range p.tunnels {
-		if !tried[t] {
+		if t.eligible(tried, all) {
 			r.mu.Unlock()
 			return true
 		}
@@ -291,6 +381,8 @@ type Status struct {
 	// Outstanding are the requests and connections that it carries now, Total all that chose it.
 	Outstanding int
 	Total       uint64
+	// Ejected says that it is out of the rotation until a probe succeeds.
+	Ejected bool
 }
 
 // Snapshot returns the connected tunnels of all sockets, by socket id, oldest first.
@@ -300,7 +392,7 @@ func (r *Registry) Snapshot() map[string][]Status {
 	out := make(map[string][]Status, len(r.pools))
 	for id, p := range r.pools {
 		for _, t := range p.tunnels {
-			out[id] = append(out[id], Status{Info: t.Info, Outstanding: t.outstanding, Total: t.total})
+			out[id] = append(out[id], Status{Info: t.Info, Outstanding: t.outstanding, Total: t.total, Ejected: t.health.ejected})
 		}
 		sort.SliceStable(out[id], func(i, j int) bool { return out[id][i].Since.Before(out[id][j].Since) })
 	}

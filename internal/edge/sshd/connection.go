@@ -9,6 +9,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 const (
@@ -53,7 +54,7 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 	if err := c.server.stillThere(c.login); err != nil {
 		c.close("what it serves was deleted")
 	}
-	c.wg.Add(2)
+	c.wg.Add(3)
 	go func() {
 		defer c.wg.Done()
 		c.handleChannels(chans)
@@ -62,12 +63,17 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 		defer c.wg.Done()
 		c.keepalive()
 	}()
+	go func() {
+		defer c.wg.Done()
+		c.probe()
+	}()
 	for req := range reqs {
 		c.handleRequest(req)
 	}
 	// The transport is gone: out of the rotation first, everything else after.
 	c.close("the client disconnected")
 	close(c.done)
+	sshguard.Drain(c.ssh)
 	c.wg.Wait()
 	c.server.forget(c)
 	c.mu.Lock()
@@ -92,14 +98,12 @@ func (c *connection) leave(reason string) (farewell func()) {
 		return nil
 	}
 	c.closed, c.reason = true, reason
-	forwards := c.forwards
-	c.forwards = nil
 	sessions := make([]*session, 0, len(c.sessions))
 	for s := range c.sessions {
 		sessions = append(sessions, s)
 	}
 	c.mu.Unlock()
-	for _, f := range forwards {
+	for _, f := range c.takeForwards() {
 		c.withdraw(f)
 	}
 	return func() {
@@ -113,6 +117,15 @@ func (c *connection) leave(reason string) (farewell func()) {
 		}
 		_ = c.ssh.Close()
 	}
+}
+
+// takeForwards takes all forwards from the connection; the caller withdraws them.
+func (c *connection) takeForwards() []*forward {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	forwards := c.forwards
+	c.forwards = nil
+	return forwards
 }
 
 // lost says why the connection must end when something was deleted: it logged in for it, or forwards it now. It is empty if it need not.

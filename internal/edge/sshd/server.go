@@ -19,6 +19,7 @@ import (
 	"github.com/mysocketio/mysocket-injector/internal/edge/pki"
 	"github.com/mysocketio/mysocket-injector/internal/edge/registry"
 	"github.com/mysocketio/mysocket-injector/internal/edge/store"
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 const (
@@ -48,9 +49,13 @@ type Config struct {
 	URL func(store.Socket) string
 	// HandshakeTimeout is how long a client may take to log in.
 	HandshakeTimeout time.Duration
+	// LoginPause is how long the reading of a login pauses between its parts; sshguard.Pause if zero.
+	LoginPause time.Duration
 	// A client is pinged every KeepaliveInterval, and dead after KeepaliveMisses intervals without an answer.
 	KeepaliveInterval time.Duration
 	KeepaliveMisses   int
+	// ProbeTimeout is how long a client may take to answer a data-path probe. One is sent every KeepaliveInterval.
+	ProbeTimeout time.Duration
 	// SettleTimeout bounds how long the answer to a cancel-tcpip-forward waits for channel opens that are under way.
 	SettleTimeout time.Duration
 	// ComeBack is when clients are to come back after Shutdown; zero says nothing of it.
@@ -183,27 +188,45 @@ func (s *Server) handshake(conn net.Conn) (*connection, <-chan ssh.NewChannel, <
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, nil, nil, err
 	}
-	paced := newPacedConn(conn)
-	sshConn, chans, reqs, err := ssh.NewServerConn(paced, s.sshCfg)
+	guarded := sshguard.New(conn, s.cfg.LoginPause)
+	sshConn, chans, reqs, err := ssh.NewServerConn(guarded, s.sshCfg)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	paced.over.Store(true)
-	if err := conn.SetDeadline(time.Time{}); err != nil {
+	guarded.LoginOver()
+	c, err := s.enter(conn, sshConn)
+	if err != nil {
+		// Whatever it sent is taken, or the library waits for somebody who does.
+		_ = conn.Close()
+		go func() {
+			for nc := range chans {
+				_ = nc.Reject(ssh.ConnectionFailed, "closing")
+			}
+		}()
+		ssh.DiscardRequests(reqs)
+		sshguard.Drain(sshConn)
 		return nil, nil, nil, err
+	}
+	return c, chans, reqs, nil
+}
+
+// enter makes a login known.
+func (s *Server) enter(conn net.Conn, sshConn *ssh.ServerConn) (*connection, error) {
+	if err := conn.SetDeadline(time.Time{}); err != nil {
+		return nil, err
 	}
 	l, ok := sshConn.Permissions.ExtraData[loginKey{}].(*login)
 	if !ok {
-		return nil, nil, nil, errors.New("login without an account")
+		return nil, errors.New("login without an account")
 	}
 	c := newConnection(s, conn, sshConn, l)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, nil, nil, errors.New("the server is stopping")
+		return nil, errors.New("the server is stopping")
 	}
 	s.connections[c] = struct{}{}
-	return c, chans, reqs, nil
+	return c, nil
 }
 
 func (s *Server) forget(c *connection) {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 const (
@@ -56,6 +58,7 @@ func (c *connection) handleChannels(chans <-chan ssh.NewChannel) {
 		}
 		ch, reqs, err := nc.Accept()
 		if err != nil {
+			c.wg.Go(func() { sshguard.DiscardRequests(nc) })
 			continue
 		}
 		s := &session{ch: ch, done: make(chan struct{})}
@@ -73,7 +76,7 @@ func (c *connection) handleChannels(chans <-chan ssh.NewChannel) {
 		}()
 		go func() {
 			defer c.wg.Done()
-			s.readInput()
+			c.readInput(s)
 		}()
 	}
 }
@@ -107,14 +110,18 @@ func (c *connection) serveSession(s *session, reqs <-chan *ssh.Request) {
 	c.mu.Unlock()
 }
 
-// readInput discards what the client types; Control-C and Control-D end the session. The end of the input does not:
-// clients without a terminal send it at once.
-func (s *session) readInput() {
+// readInput discards what the client types; Control-C and Control-D end the session, and the tunnels with it: OpenSSH's client
+// leaves only when no channel is open, and what idles between us and the app is closed when its tunnel leaves the rotation.
+// The end of the input ends nothing: clients without a terminal send it at once.
+func (c *connection) readInput(s *session) {
 	buf := make([]byte, 256)
 	for {
 		n, err := s.ch.Read(buf)
 		for _, b := range buf[:n] {
 			if b == ctrlC || b == ctrlD {
+				for _, f := range c.takeForwards() {
+					c.withdraw(f)
+				}
 				s.close()
 			}
 		}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,10 +14,11 @@ const (
 	bucketTunnels = "tunnels"
 	bucketSecrets = "secrets"
 	bucketTokens  = "tokens"
+	bucketBlobs   = "blobs" // not kept in memory
 )
 
 // buckets are all of them.
-var buckets = []string{bucketUsers, bucketSockets, bucketTunnels, bucketSecrets, bucketTokens}
+var buckets = []string{bucketUsers, bucketSockets, bucketTunnels, bucketSecrets, bucketTokens, bucketBlobs}
 
 // record is a value under an id in a bucket. As a change, a nil value deletes what is there.
 type record struct {
@@ -41,6 +43,10 @@ type backend interface {
 	commit(guard int64, changes []record) (state, error)
 	// get returns the value of one record, nil if there is none.
 	get(bucket, id string) ([]byte, error)
+	// keys returns the ids of a bucket that begin so, in order.
+	keys(bucket, beginning string) ([]string, error)
+	// lock waits for a lock that nobody else among all that use the state holds until release.
+	lock(ctx context.Context, name string) (release func(context.Context) error, err error)
 	// latest returns a state that holds all changes that were acknowledged before the call. ok is false when the store knows them
 	// anyway, or there is no way to find out.
 	latest() (at state, ok bool)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
 )
 
 const (
@@ -26,6 +27,8 @@ const (
 	// checkInterval is how often etcd is asked for the last change, to see that it is there and that the watch has told us. A watch that lags behind
 	// at two checks, with the same last change, is begun anew.
 	checkInterval = 2 * time.Second
+	// lockTTL is after what time the locks of an edge that died are free.
+	lockTTL = 30 * time.Second
 	// etcd takes 128 operations in a transaction unless it is told otherwise, and one is the guard's.
 	maxEtcdChanges = 100
 )
@@ -172,7 +175,40 @@ func (e *etcd) get(bucket, id string) ([]byte, error) {
 	if len(resp.Kvs) == 0 {
 		return nil, nil
 	}
-	return resp.Kvs[0].Value, nil
+	return append([]byte{}, resp.Kvs[0].Value...), nil // never nil
+}
+
+func (e *etcd) keys(bucket, beginning string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), etcdTimeout)
+	defer cancel()
+	resp, err := e.client.Get(ctx, e.key(bucket, beginning), clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, away(err)
+	}
+	keys := make([]string, 0, len(resp.Kvs))
+	for _, kv := range resp.Kvs {
+		keys = append(keys, strings.TrimPrefix(string(kv.Key), e.key(bucket, "")))
+	}
+	return keys, nil
+}
+
+// lock holds a lock by a lease: should this edge die, it is free within lockTTL.
+func (e *etcd) lock(ctx context.Context, name string) (func(context.Context) error, error) {
+	granting, cancel := context.WithTimeout(ctx, etcdTimeout)
+	lease, err := e.client.Grant(granting, int64(lockTTL.Seconds()))
+	cancel()
+	if err != nil {
+		return nil, away(err)
+	}
+	session, err := concurrency.NewSession(e.client, concurrency.WithLease(lease.ID))
+	if err != nil {
+		return nil, away(err)
+	}
+	mutex := concurrency.NewMutex(session, e.key("locks", name))
+	if err := mutex.Lock(ctx); err != nil {
+		return nil, errors.Join(err, session.Close())
+	}
+	return func(ctx context.Context) error { return errors.Join(mutex.Unlock(ctx), session.Close()) }, nil
 }
 
 // latest asks etcd, unless it is known to be away: then memory has to do.

@@ -361,6 +361,9 @@ func TestEtcdIsAway(t *testing.T) {
 			kept, _ := newSocket(t, s, u, "kept", 1)
 			gone, tunnels := newSocket(t, s, u, "gone", 1)
 			f := follow(s)
+			if _, err := there.Socket(gone.ID); err != nil { // which makes it know all that
+				t.Fatal(err)
+			}
 
 			way.close(true)
 			if _, err := s.CreateTunnel(kept.ID); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "etcd") {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 type file struct {
 	db      *bolt.DB
 	changes atomic.Int64
+	locks   // One process has the file, so they need not be in it.
 }
 
 // Open opens the state file, and makes it (mode 0600) if there is none. now may be nil.
@@ -93,6 +95,17 @@ func (f *file) get(bucket, id string) (value []byte, err error) {
 		return nil
 	})
 	return value, err
+}
+
+func (f *file) keys(bucket, beginning string) (keys []string, err error) {
+	err = f.db.View(func(tx *bolt.Tx) error {
+		c := tx.Bucket([]byte(bucket)).Cursor()
+		for k, _ := c.Seek([]byte(beginning)); k != nil && strings.HasPrefix(string(k), beginning); k, _ = c.Next() {
+			keys = append(keys, string(k))
+		}
+		return nil
+	})
+	return keys, err
 }
 
 func (f *file) latest() (state, bool) { return state{}, false }

@@ -25,10 +25,18 @@ const (
 	TypeHTTP  SocketType = "http"
 	TypeHTTPS SocketType = "https"
 	TypeTCP   SocketType = "tcp"
+	// TypeTLS is TCP to the app, and TLS to visitors.
+	TypeTLS SocketType = "tls"
 )
 
 // Web says whether visitors reach the socket by host name on the HTTP and HTTPS fronts.
 func (t SocketType) Web() bool { return t == TypeHTTP || t == TypeHTTPS }
+
+// The tag of a socket that says how its visitors stick to a tunnel, and the only value it may have.
+const (
+	StickyTag    = "mysocket-edge/sticky"
+	StickyCookie = "cookie"
+)
 
 // Socket is one public endpoint of an account.
 type Socket struct {

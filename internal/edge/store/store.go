@@ -57,6 +57,7 @@ type Store struct {
 	change    sync.Mutex
 	applying  sync.Mutex
 	followers []func(Changes)
+	blobLocks blobLocks
 
 	mu sync.RWMutex
 	// at is the state that the maps have; moved is closed, and made anew, when it changes.

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 // The reasons why the app did not take a visitor, also labels of metrics.
@@ -27,12 +29,18 @@ const (
 	RejectType         = "channel_type"
 )
 
+// probeChannel is a type that no client has. Our edge opens one now and then, to see from the refusal that channels are
+// handled here, and not only keepalives. It is no visitor, but it counts as a message of no use, as others do.
+const probeChannel = "probe@mysocket.io"
+
 // acceptChannels takes the channels that the edge opens. It never waits for the app, since everything else in the
 // connection would wait behind it. It does wait for an edge that doesn't read our refusals: one that floods us is held up itself.
 func (t *Tunnel) acceptChannels(channels <-chan ssh.NewChannel) {
 	for channel := range channels {
 		if reason, code, err := t.admit(channel); err != nil {
-			t.cfg.Observer.Rejected(reason)
+			if channel.ChannelType() != probeChannel {
+				t.cfg.Observer.Rejected(reason)
+			}
 			t.logger.Debug("visitor turned away", "reason", reason, "err", err)
 			if reason == RejectMalformed || reason == RejectType {
 				t.useless() // the other reasons are those of an honest edge, too
@@ -93,7 +101,8 @@ func (t *Tunnel) serve(channel ssh.NewChannel) {
 	t.lastDial.Store(t.cfg.Clock.Now().UnixNano())
 	accepted, requests, err := channel.Accept()
 	if err != nil {
-		return // the connection is gone
+		sshguard.DiscardRequests(channel) // the connection is gone
+		return
 	}
 	t.cfg.Observer.ConnectionOpened()
 	defer t.cfg.Observer.ConnectionClosed()

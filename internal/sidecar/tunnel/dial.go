@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 const (
@@ -80,12 +82,17 @@ func handshake(ctx context.Context, conn net.Conn, cfg Config, flood *flood) (ss
 		},
 	}
 	login := &loginConn{Conn: newBufferedConn(conn), left: maxLogin}
-	sshConn, channels, requests, err := ssh.NewClientConn(login, cfg.Address, config)
+	guarded := sshguard.New(login, cfg.LoginPause)
+	sshConn, channels, requests, err := ssh.NewClientConn(guarded, cfg.Address, config)
 	login.over.Store(true)
+	guarded.LoginOver()
 	if !stop() && err == nil {
 		err = ctx.Err()
 		_ = sshConn.Close()
-		go ssh.DiscardRequests(requests)
+		go func() {
+			ssh.DiscardRequests(requests)
+			sshguard.Drain(sshConn)
+		}()
 		for open := range channels {
 			_ = open.Reject(ssh.ConnectionFailed, "closing")
 		}

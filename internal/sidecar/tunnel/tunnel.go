@@ -18,6 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/mysocketio/mysocket-injector/internal/sidecar/retry"
+	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
 // The bounds of one connection.
@@ -71,6 +72,8 @@ type Config struct {
 
 	// HandshakeTimeout bounds the SSH handshake and login; 15 s when zero.
 	HandshakeTimeout time.Duration
+	// LoginPause is how long the reading of a login pauses between its parts; sshguard.Pause when zero.
+	LoginPause time.Duration
 	// DialTimeout bounds one dial of the app; 3 s when zero.
 	DialTimeout time.Duration
 }
@@ -293,6 +296,7 @@ func (t *Tunnel) answerRequests(requests <-chan *ssh.Request) {
 		t.useless()
 		_ = request.Reply(false, nil)
 	}
+	sshguard.Drain(t.conn)
 }
 
 // counter counts what is open and tells when nothing is.

@@ -1,4 +1,4 @@
-package sshd
+package sshguard
 
 import (
 	"errors"
@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-func TestPacedConn(t *testing.T) {
+func TestConn(t *testing.T) {
 	ours, theirs := net.Pipe()
-	c := newPacedConn(ours)
+	c := New(ours, 0)
 	go func() { _, _ = io.CopyN(io.Discard, theirs, keysWrite) }()
 	for range keysWrite {
 		if _, err := c.Write([]byte{1}); err != nil {
@@ -30,7 +30,7 @@ func TestPacedConn(t *testing.T) {
 		}
 		total += n
 	}
-	c.over.Store(true)
+	c.LoginOver()
 	if _, err := io.ReadFull(c, buf[:10*paceBytes-total]); err != nil {
 		t.Fatal(err)
 	}
