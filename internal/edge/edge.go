@@ -1,5 +1,5 @@
 // Package edge is a self-hosted Mysocket edge: the REST API, the SSH server that tunnels log in to, and the public HTTP,
-// HTTPS and TCP fronts, over one state file. It puts its sub-packages together and runs them; each of them holds one idea
+// HTTPS and TCP fronts, over one state file, or a state that several edges share. It puts its sub-packages together and runs them; each of them holds one idea
 // and does not know the others' insides. It must not know Kubernetes.
 package edge
 

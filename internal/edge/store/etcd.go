@@ -357,7 +357,7 @@ func (e *etcd) take(events []*clientv3.Event) {
 func (e *etcd) check(ctx context.Context, end context.CancelCauseFunc) {
 	ticker := time.NewTicker(checkInterval)
 	defer ticker.Stop()
-	var missing int64
+	missing := int64(-1)
 	for {
 		select {
 		case <-ctx.Done():
@@ -378,9 +378,9 @@ func (e *etcd) check(ctx context.Context, end context.CancelCauseFunc) {
 		case at.revision < before.revision:
 			end(errors.New("etcd has gone back to an older state"))
 			return
-		case at.guard == known.guard || at.guard < known.guard && at.guard != 0:
-			missing = 0
-		case missing != at.guard:
+		case at.guard == known.guard:
+			missing = -1
+		case missing != at.guard: // It may be on its way, or have come since.
 			missing = at.guard
 		default:
 			end(errors.New("the watch does not tell what has changed"))

@@ -460,6 +460,34 @@ func TestEtcdGoesBack(t *testing.T) {
 	}
 }
 
+// TestEtcdGoesBackUnseen does the same where other programs have used the etcd so much that its revision is no lower.
+func TestEtcdGoesBackUnseen(t *testing.T) {
+	server := etcdtest.Start(t)
+	way := newGate(t, server.URL)
+	s, err := OpenEtcd(t.Context(), EtcdConfig{Endpoints: []string{"http://" + way.ln.Addr().String()}}, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	u := addUser(t, s, "a@example.com")
+	newSocket(t, s, u, "web", 1)
+	f := follow(s)
+	way.close(true)
+	server.Kill()
+	server.Forget()
+	server.Restart()
+	c := etcdClient(t, server)
+	for range 50 {
+		if _, err := c.Put(t.Context(), "/of/others", "x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	way.close(false)
+	for _, what := range []string{"deleted web", "deleted a@example.com"} {
+		eventually(t, what, func() bool { return f.has(what) })
+	}
+}
+
 func TestWhatEtcdHolds(t *testing.T) {
 	server := etcdtest.Start(t)
 	s := openEtcd(t, server)
