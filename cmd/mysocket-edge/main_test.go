@@ -58,6 +58,14 @@ func TestUsage(t *testing.T) {
 		{[]string{"serve", "--log-level", "loud"}, 2, `--log-level "loud"`},
 		{[]string{"serve", "--control-socket", strings.Repeat("x", 200)}, 2, `a socket's path may have 103`},
 		{[]string{"serve", "--log-format", "xml"}, 2, `--log-format "xml"`},
+		{[]string{"serve", "--etcd-endpoints", "10.0.0.1:2379"}, 2, `--etcd-endpoints "10.0.0.1:2379" is not a URL`},
+		{[]string{"serve", "--etcd-endpoints", "http://127.0.0.1:1", "--state", "x.db"}, 2, "--state and etcd-endpoints are two places"},
+		{[]string{"serve", "--etcd-ca", "ca.pem"}, 2, "--etcd-ca needs etcd-endpoints"},
+		{[]string{"serve", "--startup-wait", "-1s"}, 2, "--startup-wait is -1s; allowed are 0s to 10m"},
+		{[]string{"serve", "--shutdown-delay", "1h"}, 2, "--shutdown-delay is 1h"},
+		{[]string{"user", "list", "--etcd-ca", "ca.pem"}, 1, "etcd-ca needs etcd-endpoints"},
+		{[]string{"user", "list", "--etcd-endpoints", "https://10.0.0.1"}, 1, "no host and port"},
+		{[]string{"token", "list", "--etcd-endpoints", "http://127.0.0.1:1", "--state", "x.db"}, 1, "two places for one state"},
 		{[]string{"serve", "--state", "/nonexistent/x.db", "--ssh-address", "127.0.0.1:0"}, 1, "/nonexistent"},
 	} {
 		code, out, errs := invoke(t, "", c.args...)

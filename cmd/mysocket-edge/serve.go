@@ -74,6 +74,9 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 	fs.DurationVar(&cfg.SlowStart, "slow-start", 5*time.Second, "for what `time` a tunnel that has just connected gets less than its share of requests, 0s to 10m;\n0s: never")
 	fs.StringVar(&cfg.CAOut, "ca-out", "", "`file` to write the certificate of the edge's own authority to (PEM)")
 	fs.StringVar(&cfg.SSHHostKeyOut, "ssh-host-key-out", "", "`file` to write the SSH host key to (authorized_keys form)")
+	etcd := addEtcdFlags(fs, func(string) string { return "" })
+	fs.DurationVar(&cfg.StartupWait, "startup-wait", 0, "at most this `time` after the start, 0s to 10m, /healthz says no until every socket has a tunnel")
+	fs.DurationVar(&cfg.ShutdownDelay, "shutdown-delay", 0, "`time`, 0s to 10m, for which a stopping edge goes on serving while /healthz says no")
 	socket := fs.String("control-socket", "", "Unix `socket` for the user, token and backup commands, mode 0600; STATE.sock if empty, \"off\" for none")
 	access := webFlags(fs, &cfg)
 	level := fs.String("log-level", "info", "`level` of the log: debug, info, warn or error")
@@ -94,7 +97,10 @@ func serveConfig(args []string, stderr io.Writer) (cfg edge.Config, log *slog.Lo
 		ports = edge.PortRange{Min: 1, Max: 1} // Already said; the rest is validated still.
 	}
 	cfg.TCPPorts = ports
-	cfg.ControlSocket = controlSocket(*socket, cfg.StatePath)
+	cfg.Etcd, _ = etcd.take(&cfg.StatePath)
+	if cfg.StatePath != "" || *socket != "" { // With etcd the commands need no edge.
+		cfg.ControlSocket = controlSocket(*socket, cfg.StatePath)
+	}
 	for _, host := range strings.Split(*apiHosts, ",") {
 		if host = strings.TrimSpace(host); host != "" {
 			cfg.APIHosts = append(cfg.APIHosts, host)

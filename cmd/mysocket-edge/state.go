@@ -21,13 +21,17 @@ const (
 )
 
 // stateOf says which state a command is about, and where the edge that may hold it listens.
-type stateOf struct{ state, control *string }
+type stateOf struct {
+	state, control *string
+	etcd           *etcdFlags
+}
 
 // stateFlags adds the flags that say so. Where the edge has them from the environment, as in a container, its commands have, too.
 func stateFlags(fs *flag.FlagSet) stateOf {
 	return stateOf{
 		state:   fs.String("state", cmp.Or(os.Getenv(envPrefix+"STATE"), defaultState), "state `file`"),
 		control: fs.String("control-socket", os.Getenv(envPrefix+"CONTROL_SOCKET"), "Unix `socket` of the running edge; that of its state file, STATE.sock, if empty"),
+		etcd:    addEtcdFlags(fs, func(name string) string { return os.Getenv(envPrefix + name) }),
 	}
 }
 
@@ -48,7 +52,7 @@ func controlSocket(value, state string) string {
 
 // withAccounts has the running edge do something, or does it on the state file if there is no edge.
 func withAccounts(ctx context.Context, where stateOf, command string, stderr io.Writer, do func(control.Accounts) error) int {
-	accounts, err := openAccounts(ctx, where)
+	accounts, err := openAccounts(ctx, where, stderr)
 	if err != nil {
 		return fail(stderr, command, err)
 	}
@@ -64,7 +68,20 @@ type closingAccounts interface {
 	io.Closer
 }
 
-func openAccounts(ctx context.Context, where stateOf) (closingAccounts, error) {
+func openAccounts(ctx context.Context, where stateOf, stderr io.Writer) (closingAccounts, error) {
+	etcd, shared := where.etcd.take(where.state)
+	switch err := etcd.Validate(); {
+	case err != nil:
+		return nil, err
+	case shared && *where.state != "":
+		return nil, errors.New("--state and --etcd-endpoints are two places for one state: give one")
+	case shared:
+		log, err := newLogger("warn", "text", stderr)
+		if err != nil {
+			return nil, err
+		}
+		return edge.OpenSharedAccounts(etcd, log)
+	}
 	socket := controlSocket(*where.control, *where.state)
 	if socket == "" {
 		return edge.OpenAccounts(*where.state)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/control"
+	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 	"github.com/mysocketio/mysocket-injector/internal/sshguard"
 )
 
@@ -18,8 +19,10 @@ import (
 type Config struct {
 	// Domain is the parent of all public names, such as edge.example.com. Required.
 	Domain string
-	// StatePath is the state file; it is made if there is none. Required.
+	// StatePath is the state file; it is made if there is none. Required unless the state is in Etcd.
 	StatePath string
+	// Etcd is where edges that work together share their state, instead of StatePath.
+	Etcd store.EtcdConfig
 
 	// Addresses to listen on, host:port; an empty host is all addresses, port 0 any free port. All required.
 	APIAddress   string
@@ -45,6 +48,10 @@ type Config struct {
 	// MaxComeBack.
 	ComeBack time.Duration
 
+	// StartupWait is how long the edge may wait after its start, until every socket has a tunnel, before it says that it is ready. ShutdownDelay is for
+	// how long it goes on serving after it was told to stop, and has said that it isn't. At most MaxTurn.
+	StartupWait   time.Duration
+	ShutdownDelay time.Duration
 	// ControlSocket is the Unix socket for the operator's commands; none if empty.
 	ControlSocket string
 	// SlowStart is for how long a tunnel that has just connected gets less than its share of requests. Zero is not at all; at
@@ -152,9 +159,13 @@ func (c *Config) Validate() error {
 	if !domainPattern.MatchString(c.Domain) || len(c.Domain) > maxDomain || net.ParseIP(c.Domain) != nil {
 		errs = append(errs, fmt.Errorf("domain %q is not a DNS name in lower case, such as edge.example.com", c.Domain))
 	}
-	if c.StatePath == "" {
-		errs = append(errs, errors.New("state: give the path of the state file"))
+	switch shared := len(c.Etcd.Endpoints) > 0; {
+	case c.StatePath == "" && !shared:
+		errs = append(errs, errors.New("state: give the path of the state file, or etcd-endpoints"))
+	case c.StatePath != "" && shared:
+		errs = append(errs, errors.New("state and etcd-endpoints are two places for one state: give one"))
 	}
+	errs = append(errs, c.Etcd.Validate())
 	for _, a := range []struct{ name, value string }{
 		{"api-address", c.APIAddress}, {"ssh-address", c.SSHAddress}, {"http-address", c.HTTPAddress},
 		{"https-address", c.HTTPSAddress}, {"admin-address", c.AdminAddress},
@@ -174,6 +185,7 @@ func (c *Config) Validate() error {
 	if c.ComeBack < 0 || c.ComeBack > MaxComeBack {
 		errs = append(errs, fmt.Errorf("come-back is %s; allowed are 0s to %s", c.ComeBack, MaxComeBack))
 	}
+	errs = append(errs, c.validateTurn())
 	errs = append(errs, c.Visitors.validate()...)
 	if len(c.ControlSocket) > control.MaxPath {
 		errs = append(errs, fmt.Errorf("control-socket %q has %d bytes; a socket's path may have %d", c.ControlSocket, len(c.ControlSocket), control.MaxPath))

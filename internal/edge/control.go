@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge/control"
-	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
 // controlTimeout bounds one command, so that a backup which nobody reads does not keep the state file from reusing its pages.
@@ -35,13 +34,5 @@ func (e *Edge) addControl() error {
 
 // accounts are the operations on this edge's state.
 func (e *Edge) accounts() *Accounts {
-	return &Accounts{store: e.store, passwordCost: e.cfg.PasswordCost, deleted: e.userDeleted}
-}
-
-// userDeleted ends what a deleted account has open: the ports and tunnels of its sockets, and whoever is logged in with its key.
-func (e *Edge) userDeleted(u store.User, sockets []store.Socket) {
-	for _, k := range sockets {
-		hooks{e}.SocketDeleted(k)
-	}
-	e.sshd.CloseUser(u.ID)
+	return &Accounts{store: e.store, passwordCost: e.cfg.PasswordCost}
 }

@@ -1,5 +1,5 @@
 // Package edge is a self-hosted Mysocket edge: the REST API, the SSH server that tunnels log in to, and the public HTTP,
-// HTTPS and TCP fronts, over one state file. It puts its sub-packages together and runs them; each of them holds one idea
+// HTTPS and TCP fronts, over one state file, or a state that several edges share. It puts its sub-packages together and runs them; each of them holds one idea
 // and does not know the others' insides. It must not know Kubernetes.
 package edge
 
@@ -59,6 +59,7 @@ type Edge struct {
 	// publicURL is how visitors reach a socket.
 	publicURL func(store.Socket) string
 	ready     atomic.Bool
+	leaving   atomic.Bool // no visitor shall keep a connection
 	closing   sync.Once
 }
 
@@ -93,7 +94,7 @@ func New(cfg Config) (_ *Edge, err error) {
 			e.Close()
 		}
 	}()
-	if e.store, err = store.Open(cfg.StatePath, cfg.Now); err != nil {
+	if e.store, err = openState(cfg.StatePath, cfg.Etcd, cfg.Log, cfg.Now); err != nil {
 		return nil, err
 	}
 	if e.keys, err = pki.Load(e.store, "Mysocket edge "+cfg.Domain, cfg.Now); err != nil {
@@ -105,11 +106,7 @@ func New(cfg Config) (_ *Edge, err error) {
 	if err := e.build(); err != nil {
 		return nil, err
 	}
-	for _, socket := range e.store.AllSockets() {
-		if socket.TCPPort != 0 {
-			e.tcp.Restore(socket)
-		}
-	}
+	e.store.Follow(e.follow)
 	return e, nil
 }
 
@@ -139,6 +136,7 @@ func (e *Edge) build() error {
 	var m *metrics.Metrics
 	e.registry = registry.New(e.balancing(func() *metrics.Metrics { return m }))
 	m = metrics.New(e.registry.Count)
+	m.WatchState(e.store.Up)
 	lines := &feed.Hub{}
 	dispatcher := &front.Dispatcher{Registry: e.registry, Metrics: m, Hold: timings.Hold, OpenTimeout: timings.OpenTimeout}
 	e.stats = stats.New(nil)
@@ -151,7 +149,7 @@ func (e *Edge) build() error {
 	if e.sshLn, err = listen("ssh-address", cfg.SSHAddress); err != nil {
 		return err
 	}
-	httpServer, err := e.addServer("http-address", "http", cfg.HTTPAddress, e.web, nil)
+	httpServer, err := e.addServer("http-address", "http", cfg.HTTPAddress, e.closingConnections(e.web), nil)
 	if err != nil {
 		return err
 	}
@@ -160,7 +158,7 @@ func (e *Edge) build() error {
 	if err != nil {
 		return err
 	}
-	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.web, nil)
+	httpsServer, err := e.addServer("https-address", "https", cfg.HTTPSAddress, e.closingConnections(e.web), nil)
 	if err != nil {
 		return err
 	}
@@ -292,7 +290,7 @@ func publicURL(k store.Socket, httpsPort int) string {
 	}
 }
 
-// Run serves until ctx ends, then drains: it takes no more HTTP visitors, lets requests end, tells tunnel clients to
+// Run serves until ctx ends, then sends visitors away for a while, and drains: it takes no more HTTP visitors, lets requests end, tells tunnel clients to
 // reconnect and closes what is left, upgraded connections and those of tcp and tls sockets among it. It returns nil after a
 // proper drain.
 func (e *Edge) Run(ctx context.Context) error {
@@ -317,15 +315,21 @@ func (e *Edge) Run(ctx context.Context) error {
 	e.log.Info("listening", "part", "ssh", "address", e.sshLn.Addr().String())
 	stopVisitors := e.runVisitors(&wg)
 	defer stopVisitors()
-	e.ready.Store(true)
-	e.log.Info("ready", "domain", e.cfg.Domain)
+	starting, stopStarting := context.WithCancel(ctx)
+	var startup sync.WaitGroup
+	startup.Go(func() { e.becomeReady(starting) })
 
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
+	stopStarting()
+	startup.Wait()
 	e.ready.Store(false)
+	if err == nil {
+		err = e.sendAway(failed)
+	}
 	e.log.Info("draining", "limit", e.cfg.Timings.Drain)
 	e.drain()
 	stopVisitors()
@@ -376,7 +380,7 @@ func (e *Edge) Close() {
 		}
 		if e.store != nil {
 			if err := e.store.Close(); err != nil {
-				e.log.Error("close state file", "err", err)
+				e.log.Error("close the state", "err", err)
 			}
 		}
 	})
@@ -426,19 +430,29 @@ type hooks struct{ edge *Edge }
 
 func (h hooks) ReservePort() (int, error) { return h.edge.tcp.Reserve() }
 
-func (h hooks) PortReleased(port int) { h.edge.tcp.Release(port) }
+func (h hooks) PortReleased(port int) { h.edge.tcp.Unreserve(port) }
 
-func (h hooks) SocketCreated(k store.Socket) {
-	if k.TCPPort != 0 {
-		h.edge.tcp.Serve(k)
+// follow does what must happen at once when objects come and go, whichever edge's API or command was asked for it.
+func (e *Edge) follow(c store.Changes) {
+	gone := sshd.Gone{Users: map[string]bool{}, Sockets: map[string]bool{}, Tunnels: map[string]bool{}}
+	for _, k := range c.SocketsDeleted {
+		gone.Sockets[k.ID] = true
+		if k.TCPPort != 0 {
+			e.tcp.Release(k)
+		}
+	}
+	for _, k := range c.SocketsMade {
+		if k.TCPPort != 0 {
+			e.tcp.Serve(k)
+		}
+	}
+	for _, t := range c.TunnelsDeleted {
+		gone.Tunnels[t.ID] = true
+	}
+	for _, u := range c.UsersDeleted {
+		gone.Users[u.ID] = true
+	}
+	if len(gone.Users)+len(gone.Sockets)+len(gone.Tunnels) > 0 {
+		e.sshd.Close(gone)
 	}
 }
-
-func (h hooks) SocketDeleted(k store.Socket) {
-	if k.TCPPort != 0 {
-		h.edge.tcp.Release(k.TCPPort)
-	}
-	h.edge.sshd.CloseSocket(k.ID)
-}
-
-func (h hooks) TunnelDeleted(t store.Tunnel) { h.edge.sshd.CloseTunnel(t.ID) }

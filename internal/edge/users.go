@@ -23,13 +23,11 @@ type (
 	Token = control.Token
 )
 
-// Accounts manages the accounts of a state: of a file that no edge is using, or a running edge's own.
+// Accounts manages the accounts of a state: of a file that no edge is using, of an etcd that edges share, or a running edge's own.
 type Accounts struct {
 	store *store.Store
 	// passwordCost is bcrypt's; its default if 0.
 	passwordCost int
-	// deleted ends what an account has open that was just deleted; nil where nothing runs.
-	deleted func(store.User, []store.Socket)
 }
 
 var _ control.Accounts = (*Accounts)(nil)
@@ -119,14 +117,7 @@ func (a *Accounts) Delete(email string) error {
 	if err != nil {
 		return fmt.Errorf("there is no account for %q: %w", email, err)
 	}
-	sockets := a.store.Sockets(u.ID)
-	if err := a.store.DeleteUser(u.ID); err != nil {
-		return err
-	}
-	if a.deleted != nil {
-		a.deleted(u, sockets)
-	}
-	return nil
+	return a.store.DeleteUser(u.ID)
 }
 
 func addUser(st *store.Store, n NewUser, cost int) (User, error) {

@@ -187,7 +187,7 @@ type fakeTunnel struct {
 	conns                       int
 	closed                      bool
 	withdrawError, forwardError error
-	hangWithdraw                bool
+	hangWithdraw, away          bool
 	err                         error
 	comeBack                    time.Duration
 	done, leave, idle           chan struct{}
@@ -266,6 +266,7 @@ func (f *fakeTunnel) WaitIdle(ctx context.Context) error {
 
 func (f *fakeTunnel) Done() <-chan struct{}           { return f.done }
 func (f *fakeTunnel) ReconnectAsked() <-chan struct{} { return f.leave }
+func (f *fakeTunnel) Home() bool                      { return !f.away }
 func (f *fakeTunnel) LastDial() time.Time             { return time.Time{} }
 func (f *fakeTunnel) ComeBack() time.Duration {
 	f.mu.Lock()
@@ -314,9 +315,13 @@ type bench struct {
 	configs    []tunnel.Config
 	tunnels    []*fakeTunnel
 	connect    func(n int) error // n counts from 1
-	began      time.Time
-	running    sync.WaitGroup
-	cancel     context.CancelFunc
+	// addresses are how many the edge's name has, and unreachable why the connection's own can't be reached.
+	addresses   int
+	unreachable error
+	reaches     []time.Duration // since the start
+	began       time.Time
+	running     sync.WaitGroup
+	cancel      context.CancelFunc
 }
 
 func newBench(t *testing.T) *bench {
@@ -334,8 +339,15 @@ func newBench(t *testing.T) *bench {
 				}
 			}
 			f := newFakeTunnel()
+			f.away = b.addresses > 1 && !cfg.Spread.Home && cfg.Spread.Detour%b.addresses != 0
 			b.tunnels = append(b.tunnels, f)
 			return f, nil
+		},
+		reach: func(_ context.Context, cfg tunnel.Config) error {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.reaches = append(b.reaches, time.Since(b.began))
+			return b.unreachable
 		},
 		dialApp: func(_ context.Context, port int32) (*net.TCPConn, error) {
 			return nil, fmt.Errorf("dialled port %d", port)

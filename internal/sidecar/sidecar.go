@@ -148,6 +148,7 @@ func New(cfg Config) (*Agent, error) {
 			}
 			return t, nil
 		},
+		reach:    tunnel.Reach,
 		dialApp:  podApp{cfg.PodIP}.dial,
 		checkApp: podApp{cfg.PodIP}.check,
 		probeApp: probe.New(cfg.PodIP, cfg.Version).Run,

@@ -53,6 +53,7 @@ type edgeTunnel interface {
 	Forward(ctx context.Context) error
 	Withdraw(ctx context.Context) error
 	WaitIdle(ctx context.Context) error
+	Home() bool
 	Done() <-chan struct{}
 	Err() error
 	ReconnectAsked() <-chan struct{}
@@ -67,6 +68,8 @@ type surroundings struct {
 	gateway gateway
 	// connect opens a tunnel; its errors are of type *tunnel.StepError.
 	connect func(context.Context, tunnel.Config) (edgeTunnel, error)
+	// reach asks whether the connection's own address of the edge takes connections.
+	reach func(context.Context, tunnel.Config) error
 	// dialApp connects a visitor to a port of the pod, checkApp asks whether the app there takes connections, and probeApp
 	// whether it is ready.
 	dialApp  func(ctx context.Context, port int32) (*net.TCPConn, error)
@@ -109,6 +112,7 @@ type supervisor struct {
 	login        *login
 	loginRefused int
 	detours      int // how often the edge failed us; each time it is gone to at its next address
+	homeward     retry.Backoff
 	state        gatewayapi.State
 	message      string
 	lingering    sync.WaitGroup
@@ -135,6 +139,7 @@ func newSupervisor(around *surroundings, assignment gatewayapi.Assignment, n int
 		logger:      logger,
 		connection:  gatewayclient.Connection{SocketID: assignment.SocketID, Number: n},
 		backoff:     retry.Backoff{Min: backoffMin, Max: backoffMax, Sustained: sustained, Random: around.random},
+		homeward:    retry.Backoff{Min: backoffMin, Max: backoffMax, Sustained: sustained, Random: around.random},
 		withdrawn:   make(chan struct{}),
 		drained:     make(chan struct{}),
 		drainAsked:  make(chan struct{}),
@@ -211,6 +216,10 @@ func (s *supervisor) keepConnected(work context.Context) edgeTunnel {
 			return nil
 		}
 		ended := s.watch(work, t)
+		for ended == endHome {
+			t = s.goHome(work, t)
+			ended = s.watch(work, t)
+		}
 		if ended == endAsked {
 			return t
 		}
@@ -304,15 +313,31 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 		s.logger.Info("connecting to the edge", "tunnel", s.login.tunnelID, "edge", s.login.address)
 	}
 	s.login.used = true
+	cfg, err := s.tunnelConfig()
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.around.connect(work, cfg)
+	switch tunnel.FailedStep(err) {
+	case tunnel.StepAuth, tunnel.StepForward, tunnel.StepHostKey:
+		// The edge doesn't want this login, or the gateway knows the edge better than we do: ask it before the next attempt.
+		s.login.refused = true
+		s.loginRefused++
+	}
+	return t, err
+}
+
+// tunnelConfig says where to connect with the login there is.
+func (s *supervisor) tunnelConfig() (tunnel.Config, error) {
 	proxy, err := s.around.proxy(s.login.address)
 	if err != nil {
-		return nil, &tunnel.StepError{Step: tunnel.StepProxy, Err: err}
+		return tunnel.Config{}, &tunnel.StepError{Step: tunnel.StepProxy, Err: err}
 	}
-	t, err := s.around.connect(work, tunnel.Config{
+	return tunnel.Config{
 		Address:       s.login.address,
 		Proxy:         proxy,
 		Resolver:      s.around.resolver,
-		Spread:        tunnel.Spread{Turn: s.around.spread.Turn + s.connection.Number + s.detours, IPv6: s.around.spread.IPv6},
+		Spread:        tunnel.Spread{Turn: s.around.spread.Turn + s.connection.Number, Detour: s.detours, IPv6: s.around.spread.IPv6},
 		User:          s.login.user,
 		Signer:        s.login.signer,
 		HostKeys:      s.login.hostKeys,
@@ -329,14 +354,7 @@ func (s *supervisor) attempt(work context.Context) (edgeTunnel, error) {
 		Clock:    s.around.clock,
 		Logger:   s.logger.With("tunnel", s.login.tunnelID),
 		Observer: s.around.metrics,
-	})
-	switch tunnel.FailedStep(err) {
-	case tunnel.StepAuth, tunnel.StepForward, tunnel.StepHostKey:
-		// The edge doesn't want this login, or the gateway knows the edge better than we do: ask it before the next attempt.
-		s.login.refused = true
-		s.loginRefused++
-	}
-	return t, err
+	}, nil
 }
 
 // ensureLogin makes sure that there is a login that the edge may accept, with as few calls to the gateway as possible:

@@ -200,7 +200,9 @@ func TestAFailedEdgeIsGoneToAtItsNextAddress(t *testing.T) {
 		for _, cfg := range b.configs {
 			spreads = append(spreads, cfg.Spread)
 		}
-		expect(t, "spreads", spreads, []tunnel.Spread{{Turn: 7, IPv6: true}, {Turn: 8, IPv6: true}, {Turn: 9, IPv6: true}, {Turn: 10, IPv6: true}})
+		expect(t, "spreads", spreads, []tunnel.Spread{
+			{Turn: 7, IPv6: true}, {Turn: 7, Detour: 1, IPv6: true}, {Turn: 7, Detour: 2, IPv6: true}, {Turn: 7, Detour: 3, IPv6: true},
+		})
 	})
 }
 

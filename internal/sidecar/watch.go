@@ -70,7 +70,15 @@ func (s *supervisor) waitsFor(err error) {
 // is still being served.
 func (s *supervisor) watch(work context.Context, t edgeTunnel) end {
 	began := s.around.clock.Now()
-	defer func() { s.backoff.Worked(s.around.clock.Now().Sub(began)) }()
+	home, stopLooking := s.lookForHome(work, t)
+	defer func() {
+		stopLooking()
+		worked := s.around.clock.Now().Sub(began)
+		s.backoff.Worked(worked)
+		if t.Home() {
+			s.homeward.Worked(worked)
+		}
+	}()
 	timer := s.around.clock.NewTimer(checkEvery)
 	defer timer.Stop()
 	withdrawn := false
@@ -82,6 +90,8 @@ func (s *supervisor) watch(work context.Context, t edgeTunnel) end {
 			return lostReason(t.Err())
 		case <-t.ReconnectAsked():
 			return endSession
+		case <-unless(withdrawn, home): // while the app is ill it stays where it is
+			return endHome
 		case <-timer.C():
 		}
 		err := s.checkConnected(work, t, withdrawn)

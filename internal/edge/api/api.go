@@ -1,7 +1,6 @@
 // Package api is the edge's REST API, in both Mysocket dialects: in the classic one accounts log in for a token, and with
 // it make sockets, tunnels and tunnel certificates; in the border0 one, below /api/v1, they have an access token, and each
-// login with a socket's certificate is a tunnel. Both work on the same sockets. It must not know how tunnels connect or what visitors do; what must happen
-// at once when an object goes is told to it as Hooks.
+// login with a socket's certificate is a tunnel. Both work on the same sockets. It must not know how tunnels connect or what visitors do.
 package api
 
 import (
@@ -26,17 +25,13 @@ import (
 
 const maxBody = 1 << 20
 
-// Hooks are what the rest of the edge does when objects come and go.
+// Hooks are what the rest of the edge does for the API. What must happen when objects come and go is not among them: who must act
+// then follows the store.
 type Hooks interface {
 	// ReservePort finds a free public port for a tcp or tls socket and listens on it. It returns ErrNoPort if there is none.
 	ReservePort() (int, error)
-	// SocketCreated is called when a socket is stored, and says where to send what arrives on its port.
-	SocketCreated(store.Socket)
 	// PortReleased gives back a reserved port whose socket could not be stored.
 	PortReleased(port int)
-	// SocketDeleted and TunnelDeleted close what is connected, and return when it is out of the rotation.
-	SocketDeleted(store.Socket)
-	TunnelDeleted(store.Tunnel)
 }
 
 // ErrNoPort means that all public ports for tcp and tls sockets are taken.
@@ -216,6 +211,10 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 		ref = refuse(http.StatusConflict, "%s", err)
 	case errors.Is(err, store.ErrLimit):
 		ref = badRequest("%s", err)
+	case errors.Is(err, store.ErrUnavailable):
+		a.cfg.Log.Error("api request failed", "method", r.Method, "path", truncate(r.URL.Path, 200), "err", err)
+		ref = refuse(http.StatusServiceUnavailable, "%s; try again", store.ErrUnavailable)
+		ref.retryAfter = time.Second
 	case errors.Is(err, ErrNoPort):
 		ref = refuse(http.StatusServiceUnavailable, "%s", err)
 	case errors.Is(err, context.Canceled):

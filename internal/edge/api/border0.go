@@ -70,7 +70,7 @@ func (a *API) answerNamed(k store.Socket) border0Answer {
 	return border0Answer{socketAnswer: a.answerSocket(k, nil), DisplayName: k.DisplayName}
 }
 
-// serverInfo says that what was written is seen at once: there is one state file.
+// serverInfo says that what was written is seen at once: there is one state, and an edge that shares it looks up what it doesn't know.
 func serverInfo(*http.Request, store.User) (any, error) {
 	return map[string]any{"data_consistency": map[string]int{"rx_after_tx_delay_ms": 0}}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,13 +19,10 @@ import (
 )
 
 // noHooks stands for an edge without connections.
-type noHooks struct{}
+type noHooks struct{ reserved atomic.Int64 }
 
-func (noHooks) ReservePort() (int, error)  { return 20000, nil }
-func (noHooks) PortReleased(int)           {}
-func (noHooks) SocketCreated(store.Socket) {}
-func (noHooks) SocketDeleted(store.Socket) {}
-func (noHooks) TunnelDeleted(store.Tunnel) {}
+func (h *noHooks) ReservePort() (int, error) { return 20000 + int(h.reserved.Add(1)), nil }
+func (h *noHooks) PortReleased(int)          {}
 
 // FuzzBodies sends any body to every route that reads one. Whatever it is, the answer is JSON, and no fault of ours.
 func FuzzBodies(f *testing.F) {
@@ -37,7 +35,7 @@ func FuzzBodies(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	a := New(Config{Store: st, Keys: keys, Hooks: noHooks{}, Log: slog.New(slog.DiscardHandler), Domain: "edge.test",
+	a := New(Config{Store: st, Keys: keys, Hooks: &noHooks{}, Log: slog.New(slog.DiscardHandler), Domain: "edge.test",
 		WebPorts: []int{80, 443}, AllowRegistration: true, PasswordCost: bcrypt.MinCost})
 	user, err := AddUser(st, NewUser{Name: "N", Email: "n@example.com", Password: "long enough"}, bcrypt.MinCost)
 	if err != nil {

@@ -39,7 +39,7 @@ func newBench(t testing.TB) *bench {
 	if b.keys, err = pki.Load(b.store, "test", now); err != nil {
 		t.Fatal(err)
 	}
-	b.API = New(Config{Store: b.store, Keys: b.keys, Hooks: noHooks{}, Log: slog.New(slog.DiscardHandler), Domain: "edge.test",
+	b.API = New(Config{Store: b.store, Keys: b.keys, Hooks: &noHooks{}, Log: slog.New(slog.DiscardHandler), Domain: "edge.test",
 		WebPorts: []int{80, 443}, AllowRegistration: true, PasswordCost: bcrypt.MinCost, Now: now})
 	return b
 }

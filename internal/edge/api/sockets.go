@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
@@ -16,6 +17,8 @@ const (
 	maxDescription = 1024
 	maxTags        = 64
 	maxTagLength   = 256
+	// maxPortConflicts bounds how often another edge may take the port of a new socket away.
+	maxPortConflicts = 20
 )
 
 // socketForm is what a client may send of a socket. A field that is absent (or null) is left as it is by an update, and
@@ -159,23 +162,39 @@ func (a *API) makeSocket(user store.User, form socketForm, put func(store.Socket
 	if k.Name == "" {
 		return store.Socket{}, nil, badRequest("name is missing: give the socket a name")
 	}
-	if !k.Type.Web() {
-		port, err := a.cfg.Hooks.ReservePort()
-		if err != nil {
-			return store.Socket{}, nil, err
+	created, made, err := a.putSocket(k, put)
+	// Another edge may give the same port away at the same moment. Now that its socket is known here, the port is not free any more.
+	for range maxPortConflicts {
+		if !errors.Is(err, store.ErrPortTaken) {
+			break
 		}
-		k.TCPPort = port
+		created, made, err = a.putSocket(k, put)
 	}
-	created, made, err := put(k)
+	if errors.Is(err, store.ErrPortTaken) {
+		return store.Socket{}, nil, fmt.Errorf("%w: other edges give them away faster", ErrNoPort)
+	}
 	if err != nil {
-		if k.TCPPort != 0 {
-			a.cfg.Hooks.PortReleased(k.TCPPort)
-		}
 		return store.Socket{}, nil, err
 	}
-	a.cfg.Hooks.SocketCreated(created)
 	a.cfg.Log.Info("socket created", "socket", created.ID, "dnsname", created.DNSName, "type", created.Type)
 	return created, made, nil
+}
+
+// putSocket has a socket stored, with a port of its own unless it is a web socket.
+func (a *API) putSocket(k store.Socket, put func(store.Socket) (store.Socket, []store.Tunnel, error)) (store.Socket, []store.Tunnel, error) {
+	if k.Type.Web() {
+		return put(k)
+	}
+	port, err := a.cfg.Hooks.ReservePort()
+	if err != nil {
+		return store.Socket{}, nil, err
+	}
+	k.TCPPort = port
+	created, made, err := put(k)
+	if err != nil {
+		a.cfg.Hooks.PortReleased(port)
+	}
+	return created, made, err
 }
 
 func (a *API) updateSocket(r *http.Request, user store.User) (any, error) {
@@ -214,11 +233,9 @@ func (a *API) deleteSocket(r *http.Request, user store.User) (any, error) {
 }
 
 func (a *API) removeSocket(k store.Socket) (any, error) {
-	deleted, err := a.cfg.Store.DeleteSocket(k.ID)
-	if err != nil {
+	if _, err := a.cfg.Store.DeleteSocket(k.ID); err != nil {
 		return nil, err
 	}
-	a.cfg.Hooks.SocketDeleted(deleted)
 	a.cfg.Log.Info("socket deleted", "socket", k.ID, "dnsname", k.DNSName)
 	return nil, nil
 }

@@ -85,12 +85,8 @@ func (a *API) deleteTunnel(r *http.Request, user store.User) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	deleted, err := a.cfg.Store.DeleteTunnel(t.ID)
-	if err != nil {
-		return nil, err
-	}
-	a.cfg.Hooks.TunnelDeleted(deleted)
-	return nil, nil
+	_, err = a.cfg.Store.DeleteTunnel(t.ID)
+	return nil, err
 }
 
 type signAnswer struct {

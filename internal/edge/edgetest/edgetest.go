@@ -15,6 +15,8 @@ import (
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge"
+	"github.com/mysocketio/mysocket-injector/internal/edge/etcdtest"
+	"github.com/mysocketio/mysocket-injector/internal/edge/store"
 )
 
 // Edge is a running edge with one account.
@@ -127,6 +129,16 @@ func SameState(other *Edge) Option {
 		cfg.StatePath = other.state
 		cfg.APIAddress, cfg.SSHAddress = addrs.API.String(), addrs.SSH.String()
 		cfg.HTTPAddress, cfg.HTTPSAddress = addrs.HTTP.String(), addrs.HTTPS.String()
+	}
+}
+
+// SharedState makes an edge share its state with others, in an etcd. All that it listens on, public ports of tcp sockets among them, is on the
+// host, so that edges of one machine don't meet.
+func SharedState(server *etcdtest.Etcd, host string) Option {
+	return func(cfg *edge.Config) {
+		cfg.StatePath, cfg.Etcd = "", store.EtcdConfig{Endpoints: []string{server.URL}}
+		address := net.JoinHostPort(host, "0")
+		cfg.APIAddress, cfg.SSHAddress, cfg.HTTPAddress, cfg.HTTPSAddress, cfg.AdminAddress = address, address, address, address, address
 	}
 }
 

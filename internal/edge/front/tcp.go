@@ -62,8 +62,10 @@ type TCP struct {
 	buffers bufferPool
 }
 
-// port is one public port that is taken. Its socket is not known while it is only reserved.
+// port is one public port that is taken.
 type port struct {
+	// socket is the id of the socket that has it, empty while it is only reserved.
+	socket string
 	ln     net.Listener
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -109,47 +111,56 @@ func (f *TCP) newPort(ln net.Listener) *port {
 	return &port{ln: ln, ctx: ctx, cancel: cancel}
 }
 
-// Release stops listening on a port and closes the connections that came in on it.
-func (f *TCP) Release(n int) {
+// Unreserve gives a port back that Reserve took, unless a socket has got it meanwhile.
+func (f *TCP) Unreserve(n int) { f.release(n, "") }
+
+// Release stops listening on the port of a socket and closes the connections that came in on it.
+func (f *TCP) Release(socket store.Socket) { f.release(socket.TCPPort, socket.ID) }
+
+func (f *TCP) release(n int, socket string) {
 	f.mu.Lock()
 	defer f.mu.Unlock() // relisten sets p.ln under it
 	p := f.ports[n]
-	delete(f.ports, n)
-	if p == nil {
+	if p == nil || p.socket != socket {
 		return
 	}
+	delete(f.ports, n)
 	p.cancel()
 	if p.ln != nil {
 		_ = p.ln.Close()
 	}
 }
 
-// Serve sends what arrives on a socket's reserved port to the socket's tunnels.
+// Serve sends what arrives on a socket's port to the socket's tunnels. It listens on the port unless Reserve does that already. Should
+// another program have it, it goes on trying.
 func (f *TCP) Serve(socket store.Socket) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if p := f.ports[socket.TCPPort]; p != nil && f.ctx.Err() == nil {
-		f.wg.Add(1)
-		go f.accept(p, socket)
+	if f.ctx.Err() != nil {
+		return
 	}
-}
-
-// Restore listens on the port of a socket of an earlier run. Should another program have it, it goes on trying.
-func (f *TCP) Restore(socket store.Socket) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	p := f.newPort(nil)
-	f.ports[socket.TCPPort] = p
+	p := f.ports[socket.TCPPort]
+	if p == nil {
+		p = f.newPort(nil)
+		f.ports[socket.TCPPort] = p
+	}
+	if p.socket == socket.ID {
+		return
+	}
+	p.socket = socket.ID
+	f.wg.Add(1)
+	if p.ln != nil {
+		go f.accept(p, socket)
+		return
+	}
 	ln, err := f.listen(socket.TCPPort)
 	if err == nil {
 		p.ln = ln
-		f.wg.Add(1)
 		go f.accept(p, socket)
 		return
 	}
 	f.cfg.Log.Error("the port of a socket is taken by another program; trying again until it is free",
 		"socket", socket.ID, "port", socket.TCPPort, "err", err)
-	f.wg.Add(1)
 	go f.relisten(p, socket)
 }
 

@@ -7,5 +7,7 @@ import (
 )
 
 func TestMetricsAreDocumented(t *testing.T) {
-	docstest.CompareMetrics(t, "Edge", New(func() int { return 0 }).registry)
+	m := New(func() int { return 0 })
+	m.WatchState(func() bool { return true })
+	docstest.CompareMetrics(t, "Edge", m.registry)
 }

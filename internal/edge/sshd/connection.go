@@ -97,10 +97,18 @@ func (c *connection) serve(chans <-chan ssh.NewChannel, reqs <-chan *ssh.Request
 
 // close takes the connection's tunnels out of the rotation, then ends it. Only the first reason is kept.
 func (c *connection) close(reason string) {
+	if farewell := c.leave(reason); farewell != nil {
+		farewell()
+	}
+}
+
+// leave takes the connection's tunnels out of the rotation. What it returns, if anything, ends the connection, and may wait for the client
+// for a moment.
+func (c *connection) leave(reason string) (farewell func()) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		return
+		return nil
 	}
 	c.closed, c.reason = true, reason
 	sessions := make([]*session, 0, len(c.sessions))
@@ -111,15 +119,17 @@ func (c *connection) close(reason string) {
 	for _, f := range c.takeForwards() {
 		c.withdraw(f)
 	}
-	// The farewell must not wait for a peer that does not read.
-	_ = c.raw.SetWriteDeadline(time.Now().Add(farewellTimeout))
-	for _, s := range sessions {
-		if reason == stopping && c.server.cfg.ComeBack > 0 {
-			s.comeBack(c.server.cfg.ComeBack)
+	return func() {
+		// The farewell must not wait for a peer that does not read.
+		_ = c.raw.SetWriteDeadline(time.Now().Add(farewellTimeout))
+		for _, s := range sessions {
+			if reason == stopping && c.server.cfg.ComeBack > 0 {
+				s.comeBack(c.server.cfg.ComeBack)
+			}
+			s.close()
 		}
-		s.close()
+		_ = c.ssh.Close()
 	}
-	_ = c.ssh.Close()
 }
 
 // takeForwards takes all forwards from the connection; the caller withdraws them.
@@ -131,19 +141,24 @@ func (c *connection) takeForwards() []*forward {
 	return forwards
 }
 
-// serves says whether the connection logged in for, or now forwards, the socket or the tunnel.
-func (c *connection) serves(socketID, tunnelID string) bool {
-	if socketID != "" && c.login.socketID == socketID || tunnelID != "" && c.login.tunnelID == tunnelID {
-		return true
+// lost says why the connection must end when something was deleted: it logged in for it, or forwards it now. It is empty if it need not.
+func (c *connection) lost(gone Gone) string {
+	switch {
+	case gone.Users[c.login.user.ID]:
+		return "its account was deleted"
+	case gone.Sockets[c.login.socketID]:
+		return "its socket was deleted"
+	case gone.Tunnels[c.login.tunnelID]:
+		return "its tunnel was deleted"
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, f := range c.forwards {
-		if socketID != "" && f.socketID == socketID || tunnelID != "" && f.tunnelID == tunnelID {
-			return true
+		if gone.Sockets[f.socketID] || gone.Tunnels[f.tunnelID] {
+			return "what it forwards was deleted"
 		}
 	}
-	return false
+	return ""
 }
 
 // useless counts a message, and ends the connection when there have been too many. It says whether it is to be answered.

@@ -280,17 +280,6 @@ func (s *Server) forget(c *connection) {
 	}
 }
 
-// all returns the connections there are. They are closed without mu: a connection's lock comes before the server's.
-func (s *Server) all() []*connection {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := make([]*connection, 0, len(s.connections))
-	for c := range s.connections {
-		all = append(all, c)
-	}
-	return all
-}
-
 // closeWhere closes the connections that match, each with its tunnels taken out of the rotation first.
 func (s *Server) closeWhere(reason string, match func(*connection) bool) {
 	for _, c := range s.all() {
@@ -300,19 +289,44 @@ func (s *Server) closeWhere(reason string, match func(*connection) bool) {
 	}
 }
 
-// CloseTunnel closes the live connections of a tunnel that was deleted.
-func (s *Server) CloseTunnel(tunnelID string) {
-	s.closeWhere("its tunnel was deleted", func(c *connection) bool { return c.serves("", tunnelID) })
+func (s *Server) all() []*connection {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*connection, 0, len(s.connections))
+	for c := range s.connections {
+		all = append(all, c)
+	}
+	return all // Whoever goes on does so without mu: a connection's lock comes before the server's.
 }
 
-// CloseSocket closes the live connections of a socket that was deleted.
-func (s *Server) CloseSocket(socketID string) {
-	s.closeWhere("its socket was deleted", func(c *connection) bool { return c.serves(socketID, "") })
+// Gone are the ids of what was deleted.
+type Gone struct{ Users, Sockets, Tunnels map[string]bool }
+
+// Close closes the live connections of what was deleted. When it returns their tunnels are out of the rotation; it waits for no
+// client.
+func (s *Server) Close(gone Gone) {
+	for _, c := range s.all() {
+		if reason := c.lost(gone); reason != "" {
+			if farewell := c.leave(reason); farewell != nil && !s.later(c, farewell) {
+				farewell()
+			}
+		}
+	}
 }
 
-// CloseUser closes the live connections of an account that was deleted.
-func (s *Server) CloseUser(userID string) {
-	s.closeWhere("its account was deleted", func(c *connection) bool { return c.login.user.ID == userID })
+// later does the rest of closing a connection, unless that has ended by itself.
+func (s *Server) later(c *connection, farewell func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, there := s.connections[c]; !there {
+		return false
+	}
+	s.wg.Add(1) // There is one for the connection still.
+	go func() {
+		defer s.wg.Done()
+		farewell()
+	}()
+	return true
 }
 
 // Shutdown tells clients to reconnect, and when, by closing their sessions, and then closes their connections, each at a time by chance. It

@@ -1,15 +1,12 @@
 package store
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
-
-	bolt "go.etcd.io/bbolt"
+	"sync"
 )
-
-var bucketBlobs = []byte("blobs")
 
 // Blobs keeps values under keys for parts of the edge that have a format of their own. Keys are paths with slashes. Every
 // change is on the disk before it returns. *Store is one.
@@ -26,24 +23,12 @@ type Blobs interface {
 	UnlockBlobs(ctx context.Context, name string) error
 }
 
-// blobLocks are locks by name. One process has the state file, so they need not be in it.
-type blobLocks map[string]chan struct{}
-
 // Blob returns the value under a key, or ErrNotFound.
 func (s *Store) Blob(_ context.Context, key string) ([]byte, error) {
-	var value []byte
-	err := s.db.View(func(tx *bolt.Tx) error {
-		b := tx.Bucket(bucketBlobs)
-		if b == nil {
-			return ErrNotFound
-		}
-		v := b.Get([]byte(key))
-		if v == nil {
-			return ErrNotFound
-		}
-		value = bytes.Clone(v)
-		return nil
-	})
+	value, err := s.backend.get(bucketBlobs, key)
+	if err == nil && value == nil {
+		err = ErrNotFound
+	}
 	if err != nil {
 		return nil, fmt.Errorf("blob %s: %w", key, err)
 	}
@@ -52,92 +37,109 @@ func (s *Store) Blob(_ context.Context, key string) ([]byte, error) {
 
 // PutBlob stores a value under a key.
 func (s *Store) PutBlob(_ context.Context, key string, value []byte) error {
-	return s.changeBlobs(key, func(b *bolt.Bucket) error { return b.Put([]byte(key), value) })
+	stored := record{bucketBlobs, key, append([]byte{}, value...)} // nil would delete it
+	return storing(s.transact(func() ([]record, error) { return []record{stored}, nil }), "store blob %s", key)
 }
 
 // DeleteBlobs removes a key and all that are below it.
-func (s *Store) DeleteBlobs(_ context.Context, key string) error {
-	return s.changeBlobs(key, func(b *bolt.Bucket) error {
-		for _, k := range keysBelow(b, key) {
-			if err := b.Delete([]byte(k)); err != nil {
-				return err
-			}
+func (s *Store) DeleteBlobs(ctx context.Context, key string) error {
+	err := s.transact(func() ([]record, error) {
+		keys, err := s.BlobKeys(ctx, key)
+		var gone []record
+		for _, k := range keys {
+			gone = append(gone, remove(bucketBlobs, k))
 		}
-		return nil
+		return gone, err
 	})
-}
-
-func (s *Store) changeBlobs(key string, change func(*bolt.Bucket) error) error {
-	s.change.Lock()
-	defer s.change.Unlock()
-	err := s.db.Update(func(tx *bolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(bucketBlobs)
-		if err != nil {
-			return err
-		}
-		return change(b)
-	})
-	if err != nil {
-		return fmt.Errorf("store blob %s: %w", key, err)
-	}
-	return nil
+	return storing(err, "delete blob %s", key)
 }
 
 // BlobKeys returns a key if it exists and all that are below it.
 func (s *Store) BlobKeys(_ context.Context, key string) ([]string, error) {
+	all, err := s.backend.keys(bucketBlobs, key)
+	if err != nil {
+		return nil, fmt.Errorf("blobs below %s: %w", key, err)
+	}
 	var keys []string
-	err := s.db.View(func(tx *bolt.Tx) error {
-		if b := tx.Bucket(bucketBlobs); b != nil {
-			keys = keysBelow(b, key)
-		}
-		return nil
-	})
-	return keys, err
-}
-
-func keysBelow(b *bolt.Bucket, key string) []string {
-	var keys []string
-	c := b.Cursor()
-	for k, _ := c.Seek([]byte(key)); k != nil && strings.HasPrefix(string(k), key); k, _ = c.Next() {
+	for _, k := range all {
 		// a-b is not below a, though it has its letters.
-		if rest := string(k[len(key):]); key == "" || rest == "" || rest[0] == '/' {
-			keys = append(keys, string(k))
+		if rest := k[len(key):]; key == "" || rest == "" || strings.HasPrefix(rest, "/") {
+			keys = append(keys, k)
 		}
 	}
-	return keys
+	return keys, nil
+}
+
+// blobLocks are the locks that this store holds, by name, each with what releases it.
+type blobLocks struct {
+	mu   sync.Mutex
+	held map[string]func(context.Context) error
 }
 
 // LockBlobs waits for the lock of a name.
 func (s *Store) LockBlobs(ctx context.Context, name string) error {
-	for {
-		s.mu.Lock()
-		held := s.blobLocks[name]
-		if held == nil {
-			if s.blobLocks == nil {
-				s.blobLocks = blobLocks{}
-			}
-			s.blobLocks[name] = make(chan struct{})
-			s.mu.Unlock()
-			return nil
-		}
-		s.mu.Unlock()
-		select {
-		case <-held:
-		case <-ctx.Done():
-			return fmt.Errorf("lock %s: %w", name, ctx.Err())
-		}
+	release, err := s.backend.lock(ctx, name)
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", name, err)
 	}
+	s.blobLocks.mu.Lock()
+	defer s.blobLocks.mu.Unlock()
+	if s.blobLocks.held == nil {
+		s.blobLocks.held = map[string]func(context.Context) error{}
+	}
+	s.blobLocks.held[name] = release
+	return nil
 }
 
 // UnlockBlobs releases the lock of a name.
-func (s *Store) UnlockBlobs(_ context.Context, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	held := s.blobLocks[name]
-	if held == nil {
+func (s *Store) UnlockBlobs(ctx context.Context, name string) error {
+	s.blobLocks.mu.Lock()
+	release := s.blobLocks.held[name]
+	delete(s.blobLocks.held, name)
+	s.blobLocks.mu.Unlock()
+	if release == nil {
 		return fmt.Errorf("unlock %s: %w", name, ErrNotFound)
 	}
-	delete(s.blobLocks, name)
-	close(held)
+	if err := release(ctx); err != nil {
+		return fmt.Errorf("unlock %s: %w", name, err)
+	}
 	return nil
+}
+
+// locks are locks by name among the goroutines of a process.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+// lock waits for the lock of a name, which the function it returns releases.
+func (l *locks) lock(ctx context.Context, name string) (release func(context.Context) error, err error) {
+	for {
+		l.mu.Lock()
+		held := l.held[name]
+		if held == nil {
+			if l.held == nil {
+				l.held = map[string]chan struct{}{}
+			}
+			mine := make(chan struct{})
+			l.held[name] = mine
+			l.mu.Unlock()
+			return func(context.Context) error {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				if l.held[name] != mine {
+					return errors.New("it is not held")
+				}
+				delete(l.held, name)
+				close(mine)
+				return nil
+			}, nil
+		}
+		l.mu.Unlock()
+		select {
+		case <-held:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }

@@ -3,16 +3,19 @@ package store
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge/etcdtest"
 )
 
-func TestBlobs(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.db")
-	s := open(t, path)
+func TestBlobs(t *testing.T) { overBoth(t, blobs) }
+
+func blobs(t *testing.T, open func() *Store) {
+	s := open()
 	var blobs Blobs = s
 	ctx := t.Context()
 	if _, err := blobs.Blob(ctx, "a"); !errors.Is(err, ErrNotFound) {
@@ -37,7 +40,7 @@ func TestBlobs(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s = open(t, path)
+	s = open()
 	if got, err := s.Blob(ctx, "a/x"); err != nil || string(got) != "of a/x" {
 		t.Errorf("after a restart: %q, %v", got, err)
 	}
@@ -54,8 +57,32 @@ func TestBlobs(t *testing.T) {
 	}
 }
 
-func TestBlobLocks(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "x.db"))
+func TestBlobLocks(t *testing.T) { overBoth(t, blobLocksOf) }
+
+// TestBlobLocksOfEdges has two edges want one lock, and one of them end while it holds it.
+func TestBlobLocksOfEdges(t *testing.T) {
+	server := etcdtest.Start(t)
+	a, b := openEtcd(t, server), openEtcd(t, server)
+	if err := a.LockBlobs(t.Context(), "name"); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := b.LockBlobs(ended, "name"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a second holder: %v", err)
+	}
+	got := make(chan error, 1)
+	go func() { got <- b.LockBlobs(t.Context(), "name") }()
+	if err := a.UnlockBlobs(t.Context(), "name"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Errorf("the next holder: %v", err)
+	}
+}
+
+func blobLocksOf(t *testing.T, open func() *Store) {
+	s := open()
 	ctx := t.Context()
 	var holders sync.WaitGroup
 	counter := 0 // The race detector watches it.

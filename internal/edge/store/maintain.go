@@ -15,31 +15,36 @@ import (
 
 // What an operator does with a state file, whether an edge holds it or not.
 
-// UpdateUser stores what change makes of an account. Its id, e-mail address and time of creation cannot change.
+// UpdateUser stores what change makes of an account. Its id, e-mail address and time of creation cannot change. change may be called several times.
 func (s *Store) UpdateUser(id string, change func(*User)) (User, error) {
-	s.change.Lock()
-	defer s.change.Unlock()
-	old, ok := s.users[id]
-	if !ok {
-		return User{}, fmt.Errorf("user %s: %w", id, ErrNotFound)
+	var u User
+	err := s.transact(func() ([]record, error) {
+		old, err := s.User(id)
+		if err != nil {
+			return nil, err
+		}
+		u = old.clone()
+		change(&u)
+		u.ID, u.Email, u.Created = old.ID, old.Email, old.Created
+		if !bytes.Equal(u.PasswordHash, old.PasswordHash) {
+			u.PasswordChanged = s.now().UTC()
+		}
+		stored, err := put(bucketUsers, id, &u)
+		return []record{stored}, err
+	})
+	if err != nil {
+		return User{}, storing(err, "store user %s", id)
 	}
-	u := old.clone()
-	change(&u)
-	u.ID, u.Email, u.Created = old.ID, old.Email, old.Created
-	if !bytes.Equal(u.PasswordHash, old.PasswordHash) {
-		u.PasswordChanged = s.now().UTC()
-	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketUsers, id, &u) }); err != nil {
-		return User{}, fmt.Errorf("store user %s: %w", id, err)
-	}
-	stored := u.clone()
-	s.apply(func() { s.users[id] = &stored })
 	return u, nil
 }
 
 // Backup writes a copy of the state file as it is at one moment. Changes go on meanwhile.
 func (s *Store) Backup(w io.Writer) error {
-	return s.db.View(func(tx *bolt.Tx) error {
+	f, ok := s.backend.(*file)
+	if !ok {
+		return errors.New("the state is in etcd, which makes copies of its own: etcdctl snapshot save")
+	}
+	return f.db.View(func(tx *bolt.Tx) error {
 		_, err := tx.WriteTo(w)
 		return err
 	})
@@ -207,7 +212,7 @@ func verify(path string) (err error) {
 		if info.Size() < tx.Size() {
 			return fmt.Errorf("it has %d bytes of %d", info.Size(), tx.Size())
 		}
-		if tx.Bucket(bucketUsers) == nil {
+		if tx.Bucket([]byte(bucketUsers)) == nil {
 			return errors.New("it is not the state of an edge")
 		}
 		var first error

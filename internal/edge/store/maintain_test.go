@@ -100,7 +100,7 @@ func TestBrokenCopiesAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	foreign := open(t, filepath.Join(dir, "foreign.db"))
-	if err := foreign.db.Update(func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketUsers) }); err != nil {
+	if err := foreign.backend.(*file).db.Update(func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte(bucketUsers)) }); err != nil {
 		t.Fatal(err)
 	}
 	var other bytes.Buffer
@@ -202,9 +202,10 @@ func holders(path string) int {
 	return n
 }
 
-func TestUpdateUser(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.db")
-	s := open(t, path)
+func TestUpdateUser(t *testing.T) { overBoth(t, updateUser) }
+
+func updateUser(t *testing.T, open func() *Store) {
+	s := open()
 	u := addUser(t, s, "a@example.com")
 	changed, err := s.UpdateUser(u.ID, func(u *User) { u.PasswordHash, u.Email, u.ID = []byte("other"), "b@example.com", "x" })
 	if err != nil || changed.Email != "a@example.com" || changed.ID != u.ID || changed.PasswordChanged.IsZero() {
@@ -218,7 +219,7 @@ func TestUpdateUser(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	_ = s.Close()
-	if got, err := open(t, path).UserByEmail("a@example.com"); err != nil || string(got.PasswordHash) != "other" || got.Name != "new" || !got.PasswordChanged.Equal(at) {
+	if got, err := open().UserByEmail("a@example.com"); err != nil || string(got.PasswordHash) != "other" || got.Name != "new" || !got.PasswordChanged.Equal(at) {
 		t.Errorf("kept %+v, %v", got, err)
 	}
 }

@@ -2,10 +2,10 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/google/uuid"
-	bolt "go.etcd.io/bbolt"
 )
 
 // CreateSocket stores a new socket of k.UserID under a free public name of the domain, with as many tunnels as asked.
@@ -21,76 +21,81 @@ func (s *Store) CreateUniqueSocket(k Socket, domain string) (Socket, error) {
 }
 
 func (s *Store) createSocket(k Socket, domain string, tunnels int, unique bool) (Socket, []Tunnel, error) {
-	s.change.Lock()
-	defer s.change.Unlock()
-	if _, ok := s.users[k.UserID]; !ok {
-		return Socket{}, nil, fmt.Errorf("user %s: %w", k.UserID, ErrNotFound)
-	}
-	if len(s.perUser[k.UserID]) >= MaxSocketsPerUser {
-		return Socket{}, nil, fmt.Errorf("an account may have %d sockets: %w", MaxSocketsPerUser, ErrLimit)
-	}
-	if _, taken := s.named(k.UserID, k.Name); unique && taken {
-		return Socket{}, nil, fmt.Errorf("socket %s: %w", k.Name, ErrExists)
-	}
 	k = k.clone()
 	k.ID, k.Created = uuid.NewString(), s.now().UTC()
-	for {
-		k.DNSName = randomLabel() + "." + domain
-		if _, taken := s.byDNS[k.DNSName]; !taken {
-			break
+	var made []Tunnel
+	err := s.transact(func() ([]record, error) {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		if _, ok := s.users[k.UserID]; !ok {
+			return nil, fmt.Errorf("user %s: %w", k.UserID, ErrNotFound)
 		}
-	}
-	made := make([]*Tunnel, 0, tunnels)
-	for range tunnels {
-		t, err := s.newTunnel(&k)
-		if err != nil {
-			return Socket{}, nil, err
+		if len(s.perUser[k.UserID]) >= MaxSocketsPerUser {
+			return nil, fmt.Errorf("an account may have %d sockets: %w", MaxSocketsPerUser, ErrLimit)
 		}
-		made = append(made, t)
-	}
-	err := s.db.Update(func(tx *bolt.Tx) error {
-		for _, t := range made {
-			if err := put(tx, bucketTunnels, t.ID, t); err != nil {
-				return err
+		if _, taken := s.named(k.UserID, k.Name); unique && taken {
+			return nil, fmt.Errorf("socket %s: %w", k.Name, ErrExists)
+		}
+		if _, taken := s.byPort[k.TCPPort]; taken {
+			return nil, fmt.Errorf("port %d: %w", k.TCPPort, ErrPortTaken)
+		}
+		for {
+			k.DNSName = randomLabel() + "." + domain
+			if _, taken := s.byDNS[k.DNSName]; !taken {
+				break
 			}
 		}
-		return put(tx, bucketSockets, k.ID, &k)
+		stored, err := put(bucketSockets, k.ID, &k)
+		if err != nil {
+			return nil, err
+		}
+		changes := []record{stored}
+		made = make([]Tunnel, 0, tunnels)
+		for range tunnels {
+			t, err := s.newTunnel(&k, made)
+			if err != nil {
+				return nil, err
+			}
+			stored, err := put(bucketTunnels, t.ID, &t)
+			if err != nil {
+				return nil, err
+			}
+			made, changes = append(made, t), append(changes, stored)
+		}
+		return changes, nil
 	})
 	if err != nil {
-		return Socket{}, nil, fmt.Errorf("store socket %s: %w", k.Name, err)
+		return Socket{}, nil, storing(err, "store socket %s", k.Name)
 	}
-	stored := k.clone()
-	out := make([]Tunnel, 0, len(made))
-	s.apply(func() {
-		s.indexSocket(&stored)
-		for _, t := range made {
-			s.indexTunnel(t)
-			out = append(out, *t)
-		}
-	})
-	return k, out, nil
+	return k, made, nil
 }
 
 // Socket returns a socket by id.
 func (s *Store) Socket(id string) (Socket, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	k, ok := s.sockets[id]
+	k, ok := lookUp(s, func() (Socket, bool) {
+		if k, ok := s.sockets[id]; ok {
+			return k.clone(), true
+		}
+		return Socket{}, false
+	})
 	if !ok {
 		return Socket{}, fmt.Errorf("socket %s: %w", id, ErrNotFound)
 	}
-	return k.clone(), nil
+	return k, nil
 }
 
 // SocketByName returns a socket of an account by its name; of several, the oldest.
 func (s *Store) SocketByName(userID, name string) (Socket, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	k, ok := s.named(userID, name)
+	k, ok := lookUp(s, func() (Socket, bool) {
+		if k, ok := s.named(userID, name); ok {
+			return k.clone(), true
+		}
+		return Socket{}, false
+	})
 	if !ok {
 		return Socket{}, fmt.Errorf("socket %s: %w", name, ErrNotFound)
 	}
-	return k.clone(), nil
+	return k, nil
 }
 
 // named finds the oldest socket of an account with a name. The caller may read the maps.
@@ -104,7 +109,7 @@ func (s *Store) named(userID, name string) (*Socket, bool) {
 	return found, found != nil
 }
 
-// SocketByDNSName returns a socket by its public name, in lower case.
+// SocketByDNSName returns a socket by its public name, in lower case. It never asks outside of memory, since strangers ask it.
 func (s *Store) SocketByDNSName(name string) (Socket, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -150,111 +155,122 @@ func older(a, b *Socket) bool {
 	return a.ID < b.ID
 }
 
-// UpdateSocket stores what change makes of the socket. Its id, owner, public name and ports cannot change.
+// UpdateSocket stores what change makes of the socket. Its id, owner, public name and ports cannot change. change may be called
+// several times.
 func (s *Store) UpdateSocket(id string, change func(*Socket) error) (Socket, error) {
-	s.change.Lock()
-	defer s.change.Unlock()
-	old, ok := s.sockets[id]
-	if !ok {
-		return Socket{}, fmt.Errorf("socket %s: %w", id, ErrNotFound)
+	var k Socket
+	err := s.transact(func() ([]record, error) {
+		old, err := s.Socket(id)
+		if err != nil {
+			return nil, err
+		}
+		k = old.clone()
+		if err := change(&k); err != nil {
+			return nil, err
+		}
+		k.ID, k.UserID, k.DNSName, k.TCPPort, k.Created = old.ID, old.UserID, old.DNSName, old.TCPPort, old.Created
+		stored, err := put(bucketSockets, id, &k)
+		return []record{stored}, err
+	})
+	if err != nil {
+		return Socket{}, storing(err, "store socket %s", id)
 	}
-	k := old.clone()
-	if err := change(&k); err != nil {
-		return Socket{}, err
-	}
-	k.ID, k.UserID, k.DNSName, k.TCPPort, k.Created = old.ID, old.UserID, old.DNSName, old.TCPPort, old.Created
-	if err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketSockets, id, &k) }); err != nil {
-		return Socket{}, fmt.Errorf("store socket %s: %w", id, err)
-	}
-	stored := k.clone()
-	s.apply(func() { s.sockets[id] = &stored })
 	return k, nil
 }
 
 // DeleteSocket removes a socket with its tunnels and returns what it was.
 func (s *Store) DeleteSocket(id string) (Socket, error) {
-	s.change.Lock()
-	defer s.change.Unlock()
-	k, ok := s.sockets[id]
-	if !ok {
-		return Socket{}, fmt.Errorf("socket %s: %w", id, ErrNotFound)
-	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return s.deleteSocketIn(tx, k) }); err != nil {
-		return Socket{}, fmt.Errorf("delete socket %s: %w", id, err)
-	}
-	s.apply(func() { s.forgetSocketAndTunnels(k) })
-	return *k, nil
-}
-
-func (s *Store) deleteSocketIn(tx *bolt.Tx, k *Socket) error {
-	for tid := range s.perSocket[k.ID] {
-		if err := tx.Bucket(bucketTunnels).Delete([]byte(tid)); err != nil {
-			return err
+	var k Socket
+	err := s.transact(func() ([]record, error) {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		found, ok := s.sockets[id]
+		if !ok {
+			return nil, fmt.Errorf("socket %s: %w", id, ErrNotFound)
 		}
+		k = found.clone()
+		return s.removalOfSocket(id), nil
+	})
+	if err != nil {
+		return Socket{}, storing(err, "delete socket %s", id)
 	}
-	return tx.Bucket(bucketSockets).Delete([]byte(k.ID))
+	return k, nil
 }
 
-func (s *Store) forgetSocketAndTunnels(k *Socket) {
-	for tid := range s.perSocket[k.ID] {
-		s.forgetTunnel(s.tunnels[tid])
+// removalOfSocket are the changes that delete a socket, its tunnels first. The caller may read the maps.
+func (s *Store) removalOfSocket(id string) []record {
+	var gone []record
+	for tid := range s.perSocket[id] {
+		gone = append(gone, remove(bucketTunnels, tid))
 	}
-	s.forgetSocket(k)
+	return append(gone, remove(bucketSockets, id))
 }
 
-// newTunnel makes a tunnel with a free local port, and does not store it. The caller holds change.
-func (s *Store) newTunnel(k *Socket) (*Tunnel, error) {
+// newTunnel makes a tunnel with a free local port, which none of the others has either, and does not store it. The caller may read
+// the maps.
+func (s *Store) newTunnel(k *Socket, others []Tunnel) (Tunnel, error) {
 	used := s.ports[k.UserID]
-	if len(used) >= MaxTunnelsPerUser {
-		return nil, fmt.Errorf("an account may have %d tunnels: %w", MaxTunnelsPerUser, ErrLimit)
+	if len(used)+len(others) >= MaxTunnelsPerUser {
+		return Tunnel{}, fmt.Errorf("an account may have %d tunnels: %w", MaxTunnelsPerUser, ErrLimit)
 	}
 	for {
 		port := minLocalPort + randomInt(maxLocalPort-minLocalPort+1)
-		if _, taken := used[port]; !taken {
-			return &Tunnel{ID: uuid.NewString(), SocketID: k.ID, UserID: k.UserID, LocalPort: port, Created: s.now().UTC()}, nil
+		_, taken := used[port]
+		if !taken && !slices.ContainsFunc(others, func(o Tunnel) bool { return o.LocalPort == port }) {
+			return Tunnel{ID: uuid.NewString(), SocketID: k.ID, UserID: k.UserID, LocalPort: port, Created: s.now().UTC()}, nil
 		}
 	}
 }
 
 // CreateTunnel stores a new tunnel of a socket.
 func (s *Store) CreateTunnel(socketID string) (Tunnel, error) {
-	s.change.Lock()
-	defer s.change.Unlock()
-	k, ok := s.sockets[socketID]
-	if !ok {
-		return Tunnel{}, fmt.Errorf("socket %s: %w", socketID, ErrNotFound)
-	}
-	t, err := s.newTunnel(k)
+	var t Tunnel
+	err := s.transact(func() ([]record, error) {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		k, ok := s.sockets[socketID]
+		if !ok {
+			return nil, fmt.Errorf("socket %s: %w", socketID, ErrNotFound)
+		}
+		var err error
+		if t, err = s.newTunnel(k, nil); err != nil {
+			return nil, err
+		}
+		stored, err := put(bucketTunnels, t.ID, &t)
+		return []record{stored}, err
+	})
 	if err != nil {
-		return Tunnel{}, err
+		return Tunnel{}, storing(err, "store tunnel of socket %s", socketID)
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketTunnels, t.ID, t) }); err != nil {
-		return Tunnel{}, fmt.Errorf("store tunnel of socket %s: %w", socketID, err)
-	}
-	s.apply(func() { s.indexTunnel(t) })
-	return *t, nil
+	return t, nil
 }
 
 // Tunnel returns a tunnel by id.
 func (s *Store) Tunnel(id string) (Tunnel, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	t, ok := s.tunnels[id]
+	t, ok := lookUp(s, func() (Tunnel, bool) {
+		if t, ok := s.tunnels[id]; ok {
+			return *t, true
+		}
+		return Tunnel{}, false
+	})
 	if !ok {
 		return Tunnel{}, fmt.Errorf("tunnel %s: %w", id, ErrNotFound)
 	}
-	return *t, nil
+	return t, nil
 }
 
 // TunnelByLocalPort returns the tunnel of an account that has the local port.
 func (s *Store) TunnelByLocalPort(userID string, port int) (Tunnel, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	id, ok := s.ports[userID][port]
+	t, ok := lookUp(s, func() (Tunnel, bool) {
+		if id, ok := s.ports[userID][port]; ok {
+			return *s.tunnels[id], true
+		}
+		return Tunnel{}, false
+	})
 	if !ok {
 		return Tunnel{}, fmt.Errorf("tunnel with local port %d: %w", port, ErrNotFound)
 	}
-	return *s.tunnels[id], nil
+	return t, nil
 }
 
 // Tunnels returns the tunnels of a socket, oldest first.
@@ -276,15 +292,19 @@ func (s *Store) Tunnels(socketID string) []Tunnel {
 
 // DeleteTunnel removes a tunnel and returns what it was.
 func (s *Store) DeleteTunnel(id string) (Tunnel, error) {
-	s.change.Lock()
-	defer s.change.Unlock()
-	t, ok := s.tunnels[id]
-	if !ok {
-		return Tunnel{}, fmt.Errorf("tunnel %s: %w", id, ErrNotFound)
+	var t Tunnel
+	err := s.transact(func() ([]record, error) {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		found, ok := s.tunnels[id]
+		if !ok {
+			return nil, fmt.Errorf("tunnel %s: %w", id, ErrNotFound)
+		}
+		t = *found
+		return []record{remove(bucketTunnels, id)}, nil
+	})
+	if err != nil {
+		return Tunnel{}, storing(err, "delete tunnel %s", id)
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketTunnels).Delete([]byte(id)) }); err != nil {
-		return Tunnel{}, fmt.Errorf("delete tunnel %s: %w", id, err)
-	}
-	s.apply(func() { s.forgetTunnel(t) })
-	return *t, nil
+	return t, nil
 }

@@ -3,9 +3,12 @@ package store
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"regexp"
 	"testing"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge/etcdtest"
 )
 
 func open(t *testing.T, path string) *Store {
@@ -18,6 +21,28 @@ func open(t *testing.T, path string) *Store {
 	return s
 }
 
+func openEtcd(t *testing.T, server *etcdtest.Etcd) *Store {
+	t.Helper()
+	s, err := OpenEtcd(t.Context(), EtcdConfig{Endpoints: []string{server.URL}}, slog.New(slog.DiscardHandler), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// overBoth runs a test over both backends. open opens the state of the test once more.
+func overBoth(t *testing.T, test func(t *testing.T, open func() *Store)) {
+	t.Run("file", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "x.db")
+		test(t, func() *Store { return open(t, path) })
+	})
+	t.Run("etcd", func(t *testing.T) {
+		server := etcdtest.Start(t)
+		test(t, func() *Store { return openEtcd(t, server) })
+	})
+}
+
 func addUser(t *testing.T, s *Store, email string) User {
 	t.Helper()
 	u, err := s.AddUser(User{Email: email, PasswordHash: []byte("hash")})
@@ -27,9 +52,10 @@ func addUser(t *testing.T, s *Store, email string) User {
 	return u
 }
 
-func TestReopenedStoreIsTheSame(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.db")
-	s := open(t, path)
+func TestReopenedStoreIsTheSame(t *testing.T) { overBoth(t, reopenedStoreIsTheSame) }
+
+func reopenedStoreIsTheSame(t *testing.T, open func() *Store) {
+	s := open()
 	u := addUser(t, s, "A@example.com")
 	kept, tunnels, err := s.CreateSocket(Socket{UserID: u.ID, Name: "kept", Type: TypeHTTP, Tags: map[string]string{"a": "b"},
 		Protection: &Protection{Username: "u", Salt: []byte{1}, Hash: []byte{2}}}, "edge.test", 2)
@@ -52,14 +78,11 @@ func TestReopenedStoreIsTheSame(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path, nil); !errors.Is(err, ErrInUse) {
-		t.Errorf("a second Open: %v", err)
-	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
 
-	s = open(t, path)
+	s = open()
 	if got, err := s.UserByEmail(" a@EXAMPLE.com "); err != nil || got.ID != u.ID || string(got.PasswordHash) != "hash" {
 		t.Errorf("the user is %+v, %v", got, err)
 	}
@@ -88,9 +111,10 @@ func TestReopenedStoreIsTheSame(t *testing.T) {
 	}
 }
 
-func TestSecretIsMadeOnce(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.db")
-	s := open(t, path)
+func TestSecretIsMadeOnce(t *testing.T) { overBoth(t, secretIsMadeOnce) }
+
+func secretIsMadeOnce(t *testing.T, open func() *Store) {
+	s := open()
 	calls := 0
 	create := func() ([]byte, error) {
 		calls++
@@ -110,8 +134,10 @@ func TestSecretIsMadeOnce(t *testing.T) {
 	}
 }
 
-func TestDeleteUserTakesAllWithIt(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "x.db"))
+func TestDeleteUserTakesAllWithIt(t *testing.T) { overBoth(t, deleteUserTakesAllWithIt) }
+
+func deleteUserTakesAllWithIt(t *testing.T, open func() *Store) {
+	s := open()
 	u, other := addUser(t, s, "a@example.com"), addUser(t, s, "b@example.com")
 	if _, err := s.AddUser(User{Email: "A@example.com"}); !errors.Is(err, ErrExists) {
 		t.Errorf("a second account with the address: %v", err)
@@ -143,8 +169,10 @@ func TestDeleteUserTakesAllWithIt(t *testing.T) {
 	}
 }
 
-func TestCallersCannotChangeWhatIsStored(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "x.db"))
+func TestCallersCannotChangeWhatIsStored(t *testing.T) { overBoth(t, callersCannotChangeWhatIsStored) }
+
+func callersCannotChangeWhatIsStored(t *testing.T, open func() *Store) {
+	s := open()
 	u := addUser(t, s, "a@example.com")
 	k, _, err := s.CreateSocket(Socket{UserID: u.ID, Name: "n", Tags: map[string]string{"a": "b"}}, "edge.test", 0)
 	if err != nil {
@@ -176,6 +204,14 @@ func TestPublicNames(t *testing.T) {
 			t.Errorf("name %q", name)
 		}
 		seen[name] = true
+	}
+}
+
+func TestAFileIsOpenedOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.db")
+	open(t, path)
+	if _, err := Open(path, nil); !errors.Is(err, ErrInUse) {
+		t.Errorf("a second Open: %v", err)
 	}
 }
 

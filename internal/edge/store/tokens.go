@@ -6,41 +6,45 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	bolt "go.etcd.io/bbolt"
 )
 
 // AddAccessToken stores a new access token of t.UserID, good for the lifetime, or for ever if that is zero. It fills in
 // the id and the times.
 func (s *Store) AddAccessToken(t AccessToken, lifetime time.Duration) (AccessToken, error) {
-	s.change.Lock()
-	defer s.change.Unlock()
-	if _, ok := s.users[t.UserID]; !ok {
-		return AccessToken{}, fmt.Errorf("user %s: %w", t.UserID, ErrNotFound)
-	}
-	if len(s.tokensOf(t.UserID)) >= MaxAccessTokensPerUser {
-		return AccessToken{}, fmt.Errorf("an account may have %d access tokens: %w", MaxAccessTokensPerUser, ErrLimit)
-	}
 	t.ID, t.Created, t.Expires = uuid.NewString(), s.now().UTC(), time.Time{}
 	if lifetime > 0 {
 		t.Expires = t.Created.Add(lifetime)
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return put(tx, bucketTokens, t.ID, &t) }); err != nil {
-		return AccessToken{}, fmt.Errorf("store access token: %w", err)
+	err := s.transact(func() ([]record, error) {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		if _, ok := s.users[t.UserID]; !ok {
+			return nil, fmt.Errorf("user %s: %w", t.UserID, ErrNotFound)
+		}
+		if len(s.tokensOf(t.UserID)) >= MaxAccessTokensPerUser {
+			return nil, fmt.Errorf("an account may have %d access tokens: %w", MaxAccessTokensPerUser, ErrLimit)
+		}
+		stored, err := put(bucketTokens, t.ID, &t)
+		return []record{stored}, err
+	})
+	if err != nil {
+		return AccessToken{}, storing(err, "store access token")
 	}
-	stored := t
-	s.apply(func() { s.tokens[t.ID] = &stored })
 	return t, nil
 }
 
 // AccessToken returns an access token by id, expired or not.
 func (s *Store) AccessToken(id string) (AccessToken, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	t, ok := s.tokens[id]
+	t, ok := lookUp(s, func() (AccessToken, bool) {
+		if t, ok := s.tokens[id]; ok {
+			return *t, true
+		}
+		return AccessToken{}, false
+	})
 	if !ok {
 		return AccessToken{}, fmt.Errorf("access token %s: %w", id, ErrNotFound)
 	}
-	return *t, nil
+	return t, nil
 }
 
 // AccessTokens returns the access tokens of an account, oldest first.
@@ -69,14 +73,13 @@ func (s *Store) tokensOf(userID string) []AccessToken {
 
 // DeleteAccessToken removes an access token, which ends its use.
 func (s *Store) DeleteAccessToken(id string) error {
-	s.change.Lock()
-	defer s.change.Unlock()
-	if _, ok := s.tokens[id]; !ok {
-		return fmt.Errorf("access token %s: %w", id, ErrNotFound)
-	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketTokens).Delete([]byte(id)) }); err != nil {
-		return fmt.Errorf("delete access token %s: %w", id, err)
-	}
-	s.apply(func() { delete(s.tokens, id) })
-	return nil
+	err := s.transact(func() ([]record, error) {
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		if _, ok := s.tokens[id]; !ok {
+			return nil, fmt.Errorf("access token %s: %w", id, ErrNotFound)
+		}
+		return []record{remove(bucketTokens, id)}, nil
+	})
+	return storing(err, "delete access token %s", id)
 }

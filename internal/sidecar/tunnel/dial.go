@@ -27,8 +27,9 @@ const (
 	maxLogin = 256 << 10
 )
 
-// dialEdge opens the TCP connection to the edge, or one to a proxy that leads to it.
-func dialEdge(ctx context.Context, cfg Config) (net.Conn, error) {
+// dialEdge opens the TCP connection to the edge, or one to a proxy that leads to it. home tells whether there is no better address for it: a
+// proxy chooses by itself.
+func dialEdge(ctx context.Context, cfg Config) (conn net.Conn, home bool, err error) {
 	dialer := &net.Dialer{
 		Timeout:         connectTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 4},
@@ -41,7 +42,8 @@ func dialEdge(ctx context.Context, cfg Config) (net.Conn, error) {
 		},
 	}
 	if cfg.Proxy != nil {
-		return dialProxy(ctx, dialer, cfg.Proxy, cfg.Address)
+		conn, err := dialProxy(ctx, dialer, cfg.Proxy, cfg.Address)
+		return conn, true, err
 	}
 	return dialName(ctx, dialer, cfg)
 }

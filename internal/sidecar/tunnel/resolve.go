@@ -25,8 +25,11 @@ type Resolver interface {
 // Spread says which address of an edge that has several a connection goes to, so that connections of one pod, and pods of one
 // workload, lie on distinct ones.
 type Spread struct {
-	// Turn picks the address: connections with consecutive turns have distinct ones, as far as there are.
+	// Turn picks the connection's own address: connections with consecutive turns have distinct ones, as far as there are.
 	Turn int
+	// Detour is how many addresses further to begin, because those before have failed. Home goes to the own address or nowhere.
+	Detour int
+	Home   bool
 	// IPv6 prefers IPv6 addresses to IPv4 ones. The others are only tried when the preferred can't be reached: whether a pod
 	// reaches addresses of another family than its own is not sure.
 	IPv6 bool
@@ -44,8 +47,24 @@ func (s Spread) order(found []netip.Addr) []netip.Addr {
 			others = append(others, address)
 		}
 	}
-	ordered := append(turned(preferred, s.Turn), turned(others, s.Turn)...)
+	turn := s.Turn + s.Detour
+	if s.Home {
+		turn = s.Turn
+	}
+	ordered := append(turned(preferred, turn), turned(others, turn)...)
+	if s.Home {
+		return ordered[:min(len(ordered), 1)]
+	}
 	return ordered[:min(len(ordered), maxAddresses)]
+}
+
+// own returns the connection's own address of those found; the zero one if there is none.
+func (s Spread) own(found []netip.Addr) netip.Addr {
+	s.Home = true
+	if list := s.order(found); len(list) == 1 {
+		return list[0]
+	}
+	return netip.Addr{}
 }
 
 // turned sorts the list, drops what is in it twice and begins it with the element whose turn it is.
@@ -59,31 +78,45 @@ func turned(list []netip.Addr, turn int) []netip.Addr {
 	return slices.Concat(list[at:], list[:at])
 }
 
-// dialName connects to the edge at host:port. Its name is resolved once; an address that can't be reached costs only its
-// share of the time.
-func dialName(ctx context.Context, dialer *net.Dialer, cfg Config) (net.Conn, error) {
+// dialName connects to the edge at host:port, and tells whether it is at the connection's own address. The name is resolved once; an
+// address that can't be reached costs only its share of the time.
+func dialName(ctx context.Context, dialer *net.Dialer, cfg Config) (conn net.Conn, home bool, err error) {
 	host, port, err := net.SplitHostPort(cfg.Address)
 	if err != nil {
-		return nil, &StepError{StepDNS, fmt.Errorf("the edge's address is no host:port: %w", err)}
+		return nil, false, &StepError{StepDNS, fmt.Errorf("the edge's address is no host:port: %w", err)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	addresses, err := lookup(ctx, cfg, host)
+	found, err := lookup(ctx, cfg, host)
 	if err != nil {
-		return nil, &StepError{StepDNS, fmt.Errorf("the edge's name can't be resolved: %w", err)}
+		return nil, false, &StepError{StepDNS, fmt.Errorf("the edge's name can't be resolved: %w", err)}
 	}
+	addresses, own := cfg.Spread.order(found), cfg.Spread.own(found)
 	var failed []error
 	for i, address := range addresses {
 		conn, err := dialOne(ctx, dialer, net.JoinHostPort(address.String(), port), len(addresses)-i)
 		if err == nil {
-			return conn, nil
+			return conn, address == own, nil
 		}
 		failed = append(failed, err)
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, &StepError{StepTCP, fmt.Errorf("the edge can't be reached: %w", errors.Join(failed...))}
+	return nil, false, &StepError{StepTCP, fmt.Errorf("the edge can't be reached: %w", errors.Join(failed...))}
+}
+
+// Reach tells whether the connection's own address of the edge takes connections. It says nothing and logs in nowhere.
+func Reach(ctx context.Context, cfg Config) error {
+	cfg.Spread.Home = true
+	if cfg.Resolver == nil {
+		cfg.Resolver = net.DefaultResolver
+	}
+	conn, _, err := dialEdge(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 func lookup(ctx context.Context, cfg Config, host string) ([]netip.Addr, error) {
@@ -97,7 +130,7 @@ func lookup(ctx context.Context, cfg Config, host string) ([]netip.Addr, error) 
 	if len(found) == 0 {
 		return nil, fmt.Errorf("%s has no addresses", host)
 	}
-	return cfg.Spread.order(found), nil
+	return found, nil
 }
 
 // dialOne connects to one address, with what is left of the time shared with those that come after it.

@@ -99,6 +99,7 @@ type Observer interface {
 // Tunnel is a live connection to an edge. Close must be called, also after it ended by itself.
 type Tunnel struct {
 	cfg     Config
+	home    bool
 	conn    ssh.Conn
 	logger  *slog.Logger
 	buffers bufferPool
@@ -136,7 +137,7 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	if cfg.Resolver == nil {
 		cfg.Resolver = net.DefaultResolver
 	}
-	conn, err := dialEdge(ctx, cfg)
+	conn, home, err := dialEdge(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +150,7 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	cfg.Observer.HandshakeTook(cfg.Clock.Now().Sub(began))
 	t := &Tunnel{
 		cfg:    cfg,
+		home:   home,
 		conn:   sshConn,
 		logger: cfg.Logger,
 		flood:  flood,
@@ -174,6 +176,9 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 	t.spawn(t.holdSession)
 	return t, nil
 }
+
+// Home tells whether the connection is at its own address of the edge, of several. It isn't after a detour.
+func (t *Tunnel) Home() bool { return t.home }
 
 // Done is closed when the connection is lost or closed.
 func (t *Tunnel) Done() <-chan struct{} { return t.done }
