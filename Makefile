@@ -39,7 +39,7 @@ test-envtest: need-test ## the same and those against a real API server
 test-e2e: need-go ## tests of the cluster and on it (needs root); leaves it up, make demo-down ends it
 	$(E2E) test -tags cluster -count=1 -timeout 45m -p 1 -v ./cluster ./tests
 
-.PHONY: bench bench-admission bench-scale bench-lab bench-tunnel bench-leaks
+.PHONY: bench bench-admission bench-scale bench-lab bench-tunnel bench-edge bench-leaks
 bench: bench-admission bench-scale bench-lab ## measure what the README states (about 20 minutes)
 bench-admission: need-go ## measure only how long the API server takes to create a pod, with our webhook and without
 	assets=$$($(E2E) run ./cmd/cluster bin); KUBEBUILDER_ASSETS=$$assets go run ./internal/clusterbench admission
@@ -51,6 +51,10 @@ bench-tunnel: need-go ## measure tunnels: ours and OpenSSH's, against our edge a
 	@hack/need.sh ssh=openssh-client sshd=openssh-server
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/mysocket-edge ./internal/tunnelbench
 	bin/tunnelbench --edge bin/mysocket-edge
+bench-edge: need-go ## measure our edge: against haproxy, with 1,000 tunnels, with apps of unequal speed (about 5 minutes)
+	@hack/need.sh haproxy=haproxy
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/mysocket-edge ./internal/tunnelbench
+	bin/tunnelbench edge --edge bin/mysocket-edge
 bench-leaks: need-go ## put 100,000 connections and 1,000 reconnects through one tunnel and see what is left (about 3 minutes)
 	MYSOCKET_LEAKS=100000,1000 go test -count=1 -timeout 20m -v -run '^TestADayLeavesNothingBehind$$' ./internal/sidecar
 
