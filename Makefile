@@ -49,7 +49,7 @@ need-chromium:
 screenshot: need-test need-chromium ## make the picture of the status page in docs/edge.md (about a minute)
 	MYSOCKET_STATUS_PICTURE=$(CURDIR)/docs/status-page.png go test -count=1 -tags chromium -run '^TestStatusPageInChromium$$' ./cmd/mysocket-edge
 
-.PHONY: bench bench-admission bench-scale bench-lab bench-tunnel bench-leaks
+.PHONY: bench bench-admission bench-scale bench-lab bench-tunnel bench-edge bench-leaks
 bench: bench-admission bench-scale bench-lab ## measure what the README states (about 20 minutes)
 bench-admission: need-go ## measure only how long the API server takes to create a pod, with our webhook and without
 	assets=$$($(E2E) run ./cmd/cluster bin); KUBEBUILDER_ASSETS=$$assets go run ./internal/clusterbench admission
@@ -61,6 +61,10 @@ bench-tunnel: need-go ## measure tunnels: ours and OpenSSH's, against our edge a
 	@hack/need.sh ssh=openssh-client sshd=openssh-server
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/mysocket-edge ./internal/tunnelbench
 	bin/tunnelbench --edge bin/mysocket-edge
+bench-edge: need-go ## measure our edge: against haproxy, with 1,000 tunnels, with apps of unequal speed (about 5 minutes)
+	@hack/need.sh haproxy=haproxy
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/mysocket-edge ./internal/tunnelbench
+	bin/tunnelbench edge --edge bin/mysocket-edge
 bench-leaks: need-go ## put 100,000 connections and 1,000 reconnects through one tunnel and see what is left (about 3 minutes)
 	MYSOCKET_LEAKS=100000,1000 go test -count=1 -timeout 20m -v -run '^TestADayLeavesNothingBehind$$' ./internal/sidecar
 

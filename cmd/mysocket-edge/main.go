@@ -27,6 +27,7 @@ Usage:
   mysocket-edge token revoke [flags]   end the use of an access token
   mysocket-edge backup [flags]         copy the state to a file
   mysocket-edge restore [flags]        put such a copy in the place of the state
+  mysocket-edge ca [flags]             print the certificate of a running edge's own authority
   mysocket-edge version                print the version
 
 The user and token commands and backup ask the running edge, if there is one, and change the state file themselves if not.
@@ -57,6 +58,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return backup(ctx, args[1:], stdout, stderr)
 	case "restore":
 		return restore(args[1:], stdout, stderr)
+	case "ca":
+		return ca(args[1:], stdout, stderr)
 	case "version", "--version":
 		_, _ = fmt.Fprintln(stdout, "mysocket-edge", version)
 		return 0

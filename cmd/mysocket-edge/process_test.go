@@ -224,6 +224,7 @@ func TestProcess(t *testing.T) {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
+	checkCA(t, p.address("admin"), ca)
 	if code, _, errs := invoke(t, "a long password", "user", "add", "--email", "a@example.com", "--state", state); code != 1 ||
 		!strings.Contains(errs, "in use") || !strings.Contains(errs, "no edge listens on the control socket "+state+".sock") {
 		t.Errorf("user add beside an edge without a control socket: exit %d, %s", code, errs)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -45,6 +46,7 @@ func userAdd(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	email := fs.String("email", "", "e-mail `address` to log in with; required")
 	name := fs.String("name", "", "`name` of the account's owner")
 	passwordFile := fs.String("password-file", "", "`file` whose first line is the password; stdin if empty")
+	ifMissing := fs.Bool("if-missing", false, "leave an account that has this e-mail address already as it is, its password too, and print its id")
 	keyFile := fs.String("ssh-key-file", "", "`file` with a public key that may log in without a certificate")
 	if code, ok := parse(fs, args, stderr); !ok {
 		return code
@@ -66,6 +68,16 @@ func userAdd(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		key = string(data)
 	}
 	return withAccounts(ctx, where, "user add", stderr, func(a control.Accounts) error {
+		if *ifMissing {
+			users, err := a.List()
+			if err != nil {
+				return err
+			}
+			if i := slices.IndexFunc(users, func(u edge.User) bool { return strings.EqualFold(u.Email, strings.TrimSpace(*email)) }); i >= 0 {
+				_, _ = fmt.Fprintln(stdout, users[i].ID)
+				return nil
+			}
+		}
 		u, err := a.Add(edge.NewUser{Name: *name, Email: *email, Password: password, SSHKey: key})
 		if err == nil {
 			_, _ = fmt.Fprintln(stdout, u.ID)

@@ -52,6 +52,10 @@ func (e *Edge) admin(m *metrics.Metrics) http.Handler {
 		enc.SetIndent("", "  ")
 		_ = enc.Encode(e.Tunnels())
 	})
+	mux.HandleFunc("GET /ca.pem", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/x-pem-file")
+		_, _ = w.Write(e.keys.CAPEM)
+	})
 	return mux
 }
 

@@ -20,6 +20,7 @@ const (
 	wantUpload   = 'U' // read until the end
 	wantEcho     = 'E' // send back what comes
 	wantHTTP     = 'G' // the first letter of GET
+	wantHTTPPost = 'P' // of POST
 )
 
 const bulkChunk = 256 << 10
@@ -30,11 +31,8 @@ func serveBackend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	body := strings.Repeat("x", 1024)
 	web := newQueue(l.Addr())
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { //nolint:gosec // no stranger reaches it
-		_, _ = io.WriteString(w, body)
-	})}
+	server := &http.Server{Handler: http.HandlerFunc(answer)} //nolint:gosec // no stranger reaches it
 	go func() { _ = server.Serve(web) }()
 	return acceptAll(ctx, l, func(conn *net.TCPConn) {
 		first := make([]byte, 1)
@@ -54,13 +52,37 @@ func serveBackend(ctx context.Context) error {
 			_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{conn}, make([]byte, bulkChunk))
 		case wantEcho:
 			_, _ = io.Copy(struct{ io.Writer }{conn}, struct{ io.Reader }{conn})
-		case wantHTTP:
+		case wantHTTP, wantHTTPPost:
 			web.put(&begun{conn, first})
 			return
 		}
 		_ = conn.Close()
 	})
 }
+
+var smallBody = strings.Repeat("x", 1024)
+
+// answer is the app as HTTP has it: 1 KiB, or bulk in either direction until the visitor goes away.
+func answer(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case downloadPath:
+		chunk := make([]byte, bulkChunk)
+		for {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	case uploadPath:
+		_, _ = io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{r.Body}, make([]byte, bulkChunk))
+	default:
+		_, _ = io.WriteString(w, smallBody)
+	}
+}
+
+const (
+	downloadPath = "/download"
+	uploadPath   = "/upload"
+)
 
 // begun is a connection of which the first byte has been read.
 type begun struct {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -58,31 +59,48 @@ func ready(ctx context.Context, address string) error {
 }
 
 // bulk moves bytes through some streams at once, from the edge to the app (uploads of visitors) or back, and returns bytes
-// per second, counted by the visitors after a warm-up of a quarter of the time or four long round trips.
+// per second, counted by the visitors.
 func bulk(ctx context.Context, entries []string, streams int, toApp bool, d time.Duration) (float64, error) {
+	want := byte(wantDownload)
+	if toApp {
+		want = wantUpload
+	}
+	return pump(ctx, func(ctx context.Context, i int) (net.Conn, error) {
+		conn, err := visit(ctx, entry(entries, i))
+		if err != nil {
+			return nil, err
+		}
+		_ = conn.SetLinger(0)
+		_, err = conn.Write([]byte{want})
+		return conn, err
+	}, streams, toApp, d)
+}
+
+// pump opens connections, on each of which bytes flow then for as long as anybody takes them, and returns bytes per second, after a
+// warm-up of a quarter of the time or four long round trips.
+func pump(ctx context.Context, open func(ctx context.Context, i int) (net.Conn, error), streams int, toApp bool, d time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*d+patience)
 	defer cancel()
 	var moved atomic.Int64
+	var over atomic.Bool
+	broken := make(chan error, streams)
 	var running sync.WaitGroup
-	var conns []*net.TCPConn
+	var conns []net.Conn
 	defer func() {
+		over.Store(true)
 		for _, conn := range conns {
-			_ = conn.SetLinger(0)
+			// What is closed with a farewell (of TLS) may first have to write what nobody reads any more.
+			_ = conn.SetDeadline(time.Now())
 			_ = conn.Close()
 		}
 		running.Wait()
 	}()
 	for i := range streams {
-		conn, err := visit(ctx, entry(entries, i))
+		conn, err := open(ctx, i)
+		if conn != nil {
+			conns = append(conns, conn)
+		}
 		if err != nil {
-			return 0, err
-		}
-		conns = append(conns, conn)
-		want := byte(wantDownload)
-		if toApp {
-			want = wantUpload
-		}
-		if _, err := conn.Write([]byte{want}); err != nil {
 			return 0, err
 		}
 		running.Go(func() {
@@ -97,6 +115,9 @@ func bulk(ctx context.Context, entries []string, streams int, toApp bool, d time
 				}
 				moved.Add(int64(n))
 				if err != nil {
+					if !over.Load() {
+						broken <- err
+					}
 					return
 				}
 			}
@@ -106,6 +127,11 @@ func bulk(ctx context.Context, entries []string, streams int, toApp bool, d time
 	before, began := moved.Load(), time.Now()
 	pause(ctx, d)
 	rate := float64(moved.Load()-before) / time.Since(began).Seconds()
+	select {
+	case err := <-broken:
+		return 0, fmt.Errorf("a stream ended: %w", err)
+	default:
+	}
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
@@ -123,16 +149,19 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-var request = []byte("GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
-
 // keepAlive is one visitor's HTTP connection.
 type keepAlive struct {
-	conn net.Conn
-	in   *bufio.Reader
+	conn    net.Conn
+	in      *bufio.Reader
+	request []byte
+}
+
+func newKeepAlive(conn net.Conn, host, path string) *keepAlive {
+	return &keepAlive{conn, bufio.NewReader(conn), fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, host)}
 }
 
 func (k *keepAlive) ask() error {
-	if _, err := k.conn.Write(request); err != nil {
+	if _, err := k.conn.Write(k.request); err != nil {
 		return err
 	}
 	res, err := http.ReadResponse(k.in, nil)
@@ -141,33 +170,68 @@ func (k *keepAlive) ask() error {
 	}
 	defer func() { _ = res.Body.Close() }()
 	n, err := io.Copy(io.Discard, res.Body)
-	if err == nil && n != 1024 {
-		err = fmt.Errorf("an answer of %d bytes", n)
+	if err == nil && (n != 1024 || res.StatusCode != http.StatusOK) {
+		err = fmt.Errorf("an answer %s of %d bytes", res.Status, n)
 	}
 	return err
 }
 
-// small asks for 1 KiB again and again over kept connections. With a rate (requests per second over all), requests are due at
-// fixed times, and a late one counts from when it was due; without one, each connection asks as fast as it can. It returns
-// the requests per second and the 99th percentile.
+// small asks for 1 KiB again and again over kept connections, as demand says. It returns the requests per second and the 99th
+// percentile.
 func small(ctx context.Context, entries []string, connections int, rate float64, d time.Duration) (float64, time.Duration, error) {
-	conns := make([]*keepAlive, connections)
-	for i := range conns {
+	r, err := visitAll(ctx, func(i int) (*keepAlive, error) {
 		conn, err := visit(ctx, entry(entries, i))
 		if err != nil {
-			return 0, 0, err
+			return nil, err
 		}
-		defer func() { _ = conn.Close() }()
-		if err := conn.SetDeadline(time.Now().Add(2*d + patience)); err != nil {
-			return 0, 0, err
+		return newKeepAlive(conn, "bench", "/"), nil
+	}, connections, demand{rate: rate}, d)
+	return r.rate, r.p99, err
+}
+
+// demand is how visitors ask. With a rate (requests per second over all), requests are due at times that do not depend on the answers,
+// and a late one counts from when it was due: at even times, or at random ones, as many independent visitors come. Without a rate, each
+// connection asks as fast as it can.
+type demand struct {
+	rate   float64
+	random bool
+}
+
+// outcome is what visitors saw. Of all requests, those of the warm-up have no part in rate and percentiles.
+type outcome struct {
+	rate     float64
+	p50, p99 time.Duration
+	all      int
+}
+
+// visitAll asks over so many connections, which are open and have been answered once before it begins.
+func visitAll(ctx context.Context, open func(i int) (*keepAlive, error), connections int, of demand, d time.Duration) (outcome, error) {
+	conns := make([]*keepAlive, connections)
+	failures := make([]error, connections)
+	defer func() {
+		for _, k := range conns {
+			if k != nil {
+				_ = k.conn.Close()
+			}
 		}
-		conns[i] = &keepAlive{conn, bufio.NewReader(conn)}
-		if err := conns[i].ask(); err != nil {
-			return 0, 0, err
-		}
+	}()
+	var opening sync.WaitGroup
+	lanes := make(chan struct{}, 16)
+	for i := range conns {
+		lanes <- struct{}{}
+		opening.Go(func() {
+			defer func() { <-lanes }()
+			if conns[i], failures[i] = open(i); failures[i] == nil {
+				failures[i] = errors.Join(conns[i].conn.SetDeadline(time.Now().Add(2*d+patience)), conns[i].ask())
+			}
+		})
+	}
+	opening.Wait()
+	if err := errors.Join(failures...); err != nil {
+		return outcome{}, err
 	}
 	latencies := make([][]time.Duration, connections)
-	failures := make([]error, connections)
+	var asked atomic.Int64
 	began := time.Now()
 	warm, end := began.Add(d/4), began.Add(d+d/4)
 	var running sync.WaitGroup
@@ -175,39 +239,43 @@ func small(ctx context.Context, entries []string, connections int, rate float64,
 		running.Go(func() {
 			every := time.Duration(0)
 			due := began
-			if rate > 0 {
-				every = time.Duration(float64(connections) / rate * float64(time.Second))
+			if of.rate > 0 {
+				every = time.Duration(float64(connections) / of.rate * float64(time.Second))
 				due = began.Add(every * time.Duration(i) / time.Duration(connections))
 			}
 			for ctx.Err() == nil {
-				if rate > 0 {
-					pause(ctx, time.Until(due))
-				} else {
+				if of.rate == 0 {
 					due = time.Now()
 				}
 				if due.After(end) {
 					return
 				}
+				pause(ctx, time.Until(due))
 				if failures[i] = k.ask(); failures[i] != nil {
 					return
 				}
+				asked.Add(1)
 				if due.After(warm) {
 					latencies[i] = append(latencies[i], time.Since(due))
 				}
-				due = due.Add(every)
+				if of.random {
+					due = due.Add(time.Duration(rand.ExpFloat64() * float64(every))) //nolint:gosec // arrivals, no secret
+				} else {
+					due = due.Add(every)
+				}
 			}
 		})
 	}
 	running.Wait()
 	if err := errors.Join(append(failures, ctx.Err())...); err != nil {
-		return 0, 0, err
+		return outcome{}, err
 	}
 	all := slices.Concat(latencies...)
 	if len(all) == 0 {
-		return 0, 0, errors.New("no request was answered")
+		return outcome{}, errors.New("no request was answered")
 	}
 	slices.Sort(all)
-	return float64(len(all)) / d.Seconds(), all[len(all)*99/100], nil
+	return outcome{rate: float64(len(all)) / d.Seconds(), p50: all[len(all)/2], p99: all[len(all)*99/100], all: int(asked.Load())}, nil
 }
 
 // fresh opens connections one after the other on 16 lanes, and returns how many per second carried a byte there and back.

@@ -5,6 +5,10 @@
 //
 //	make bench-tunnel
 //
+// With "edge" as its first argument it measures the edge instead: against haproxy, with many tunnels, and with apps of unequal speed.
+//
+//	make bench-edge
+//
 // Bulk is measured also with 50 ms of round trip between the tunnel and its server; a relay that delays makes them, since
 // not every kernel has netem and it would need root.
 //
@@ -64,6 +68,12 @@ func run(ctx context.Context, args []string) error {
 			return serveDelay(ctx, args[1:])
 		case "tunnel":
 			return serveTunnel(ctx, args[1:])
+		case "apps":
+			return serveApps(ctx, args[1:])
+		case "profiled":
+			return serveProfiled(ctx, args[1:])
+		case "edge":
+			return benchEdge(ctx, args[1:])
 		}
 	}
 	var s settings

@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -211,70 +212,131 @@ Ciphers aes128-gcm@openssh.com
 	return s, await(ctx, "sshd", func() error { return knock(ctx, s.login.Address) })
 }
 
-// startEdge starts our edge with one tcp socket that has a tunnel for each connection.
-func startEdge(ctx context.Context, program string, p place, connections int) (*server, error) {
+// edge is an edge of ours that runs, with one account. addrs are those of the API, SSH, HTTP, HTTPS and the admin server.
+type edge struct {
+	process *process
+	args    []string
+	place   place
+	addrs   [5]string
+	api     *api
+}
+
+const (
+	edgeAPI = iota
+	edgeSSH
+	edgeHTTP
+	edgeHTTPS
+	edgeAdmin
+)
+
+// runEdge starts our edge, whose program may have arguments of its own before those of "serve".
+func runEdge(ctx context.Context, program []string, p place) (*edge, error) {
 	password := rand.Text()
 	if err := os.WriteFile(p.file("password"), []byte(password), 0o600); err != nil {
 		return nil, err
 	}
-	add := exec.CommandContext(ctx, program, "user", "add", "--state", p.file("edge.db"), "--email", "bench@example.com", "--name", "bench", //nolint:gosec // our own program
-		"--password-file", p.file("password"), "--ssh-key-file", p.keyFile+".pub")
-	if out, err := add.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, out)
-	}
-	var addrs [5]string
-	for i := range addrs {
+	e := &edge{place: p}
+	for i := range e.addrs {
 		port, err := freePort()
 		if err != nil {
 			return nil, err
 		}
-		addrs[i] = fmt.Sprintf("127.0.0.1:%d", port)
+		e.addrs[i] = fmt.Sprintf("127.0.0.1:%d", port)
 	}
-	edge, err := start(ctx, program, "serve", "--state", p.file("edge.db"), "--domain", "edge.example", "--log-level", "warn",
-		"--api-address", addrs[0], "--ssh-address", addrs[1], "--http-address", addrs[2], "--https-address", addrs[3], "--admin-address", addrs[4],
+	e.args = append(slices.Clone(program), "serve", "--state", p.file("edge.db"), "--domain", "edge.example", "--log-level", "warn",
+		"--api-address", e.addrs[edgeAPI], "--ssh-address", e.addrs[edgeSSH], "--http-address", e.addrs[edgeHTTP],
+		"--https-address", e.addrs[edgeHTTPS], "--admin-address", e.addrs[edgeAdmin],
 		"--ca-out", p.file("ca.pem"), "--ssh-host-key-out", p.file("edge-host.pub"))
-	if err != nil {
+	add := exec.CommandContext(ctx, program[0], append(slices.Clone(program[1:]), "user", "add", "--state", p.file("edge.db"), "--email", benchEmail, "--name", "bench", //nolint:gosec // our own program
+		"--password-file", p.file("password"), "--ssh-key-file", p.keyFile+".pub")...)
+	if out, err := add.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	if err := e.start(ctx); err != nil {
 		return nil, err
 	}
-	s := &server{name: "our edge", process: edge, login: login{Address: addrs[1], KeyFile: p.keyFile, HostKeyFile: p.file("edge-host.pub"), Backend: p.backend}}
-	if err := await(ctx, "the edge", func() error { return knock(ctx, addrs[0]) }); err != nil {
-		return nil, fmt.Errorf("%w: %s", err, edge.log)
-	}
-	api, err := newAPI("https://"+addrs[0], p.file("ca.pem"))
-	if err != nil {
+	var err error
+	if e.api, err = newAPI("https://"+e.addrs[edgeAPI], p.file("ca.pem")); err != nil {
 		return nil, err
 	}
 	var session struct{ Token string }
-	if err := api.call(ctx, "/login", map[string]string{"email": "bench@example.com", "password": password}, &session); err != nil {
+	if err := e.api.call(ctx, "/login", map[string]string{"email": benchEmail, "password": password}, &session); err != nil {
 		return nil, err
 	}
-	api.token = session.Token
-	var socket struct {
-		ID       string `json:"socket_id"`
-		Ports    []int  `json:"socket_tcp_ports"`
-		UserName string `json:"user_name"`
-		Tunnels  []struct {
-			Port uint32 `json:"local_port"`
-		}
+	e.api.token = session.Token
+	return e, nil
+}
+
+const benchEmail = "bench@example.com"
+
+// start starts the edge's process, for the first time or again.
+func (e *edge) start(ctx context.Context) error {
+	var err error
+	if e.process, err = start(ctx, e.args[0], e.args[1:]...); err != nil {
+		return err
 	}
-	if err := api.call(ctx, "/connect", map[string]any{"name": "bench", "socket_type": "tcp"}, &socket); err != nil {
+	if err := await(ctx, "the edge", func() error { return knock(ctx, e.addrs[edgeAPI]) }); err != nil {
+		return fmt.Errorf("%w: %s", err, e.process.log)
+	}
+	return nil
+}
+
+// edgeSocket is a socket as the edge's API has it.
+type edgeSocket struct {
+	ID       string `json:"socket_id"`
+	DNSName  string `json:"dnsname"`
+	Ports    []int  `json:"socket_tcp_ports"`
+	UserName string `json:"user_name"`
+	Tunnels  []edgeTunnel
+}
+
+type edgeTunnel struct {
+	ID   string `json:"tunnel_id"`
+	Port uint32 `json:"local_port"`
+}
+
+// socket makes a socket with so many tunnels.
+func (e *edge) socket(ctx context.Context, kind string, tunnels int) (edgeSocket, error) {
+	var k edgeSocket
+	if err := e.api.call(ctx, "/connect", map[string]any{"name": "bench", "socket_type": kind}, &k); err != nil {
+		return k, err
+	}
+	if len(k.Tunnels) != 1 {
+		return k, fmt.Errorf("the edge made a socket of another shape: %+v", k)
+	}
+	for len(k.Tunnels) < tunnels {
+		var more edgeTunnel
+		if err := e.api.call(ctx, "/socket/"+k.ID+"/tunnel", struct{}{}, &more); err != nil {
+			return k, err
+		}
+		k.Tunnels = append(k.Tunnels, more)
+	}
+	return k, nil
+}
+
+// login is how a replica logs in to all tunnels of a socket.
+func (e *edge) login(k edgeSocket) login {
+	l := login{Address: e.addrs[edgeSSH], User: k.UserName, KeyFile: e.place.keyFile, HostKeyFile: e.place.file("edge-host.pub"), Backend: e.place.backend}
+	for _, t := range k.Tunnels {
+		l.Ports = append(l.Ports, t.Port)
+	}
+	return l
+}
+
+// startEdge starts our edge with one tcp socket that has a tunnel for each connection.
+func startEdge(ctx context.Context, program string, p place, connections int) (*server, error) {
+	e, err := runEdge(ctx, []string{program}, p)
+	if err != nil {
 		return nil, err
 	}
-	if len(socket.Ports) != 1 || len(socket.Tunnels) != 1 {
-		return nil, fmt.Errorf("the edge made a socket of another shape: %+v", socket)
+	k, err := e.socket(ctx, "tcp", connections)
+	if err != nil {
+		return nil, err
 	}
-	s.login.User, s.login.Ports = socket.UserName, []uint32{socket.Tunnels[0].Port}
-	for len(s.login.Ports) < connections {
-		var more struct {
-			Port uint32 `json:"local_port"`
-		}
-		if err := api.call(ctx, "/socket/"+socket.ID+"/tunnel", struct{}{}, &more); err != nil {
-			return nil, err
-		}
-		s.login.Ports = append(s.login.Ports, more.Port)
+	if len(k.Ports) != 1 {
+		return nil, fmt.Errorf("the edge made a tcp socket with the ports %v", k.Ports)
 	}
-	s.entries = []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(socket.Ports[0]))}
-	return s, nil
+	return &server{name: "our edge", process: e.process, login: e.login(k), entries: []string{net.JoinHostPort("127.0.0.1", strconv.Itoa(k.Ports[0]))}}, nil
 }
 
 // api is as much of the Mysocket API as is needed here.
@@ -283,6 +345,9 @@ type api struct {
 	client      *http.Client
 }
 
+// apiLanes is how many calls may be under way at once without new connections.
+const apiLanes = 16
+
 func newAPI(base, caFile string) (*api, error) {
 	ca, err := os.ReadFile(caFile) //nolint:gosec // our own file
 	if err != nil {
@@ -290,7 +355,7 @@ func newAPI(base, caFile string) (*api, error) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
-	return &api{base: base, client: &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}}, nil
+	return &api{base: base, client: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: apiLanes, TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}}}, nil
 }
 
 func (a *api) call(ctx context.Context, path string, body, answer any) error {

@@ -25,8 +25,9 @@ type login struct {
 	Address, User, KeyFile, HostKeyFile string
 	// Ports are what to ask for with tcpip-forward: one connection for each.
 	Ports []uint32
-	// Backend is where visitors go.
-	Backend string
+	// Backend is where visitors go. Backends, if given, has one for each port instead.
+	Backend  string
+	Backends []string
 }
 
 // serveTunnel is a replica: the sidecar's own tunnels, without the supervisor around them. It prints "connected" and runs
@@ -59,22 +60,19 @@ func serveTunnel(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	for _, port := range l.Ports {
+	if len(l.Backends) > 0 && len(l.Backends) != len(l.Ports) {
+		return fmt.Errorf("tunnel: %d backends for %d ports", len(l.Backends), len(l.Ports))
+	}
+	for i, port := range l.Ports {
+		backend := l.Backend
+		if len(l.Backends) > 0 {
+			backend = l.Backends[i]
+		}
 		t, err := tunnel.Connect(ctx, tunnel.Config{
 			Address: l.Address, User: l.User, Signer: signer, HostKeys: []ssh.PublicKey{hostKey},
 			ForwardHost: "localhost", ForwardPort: port, ClientVersion: "SSH-2.0-mysocket-sidecar_bench",
-			DialApp: func(ctx context.Context) (*net.TCPConn, error) {
-				conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", l.Backend)
-				if err != nil {
-					return nil, err
-				}
-				tcp, ok := conn.(*net.TCPConn)
-				if !ok {
-					return nil, errors.New("the backend is not TCP")
-				}
-				return tcp, nil
-			},
-			Clock: retry.System(), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Observer: &counts{},
+			DialApp: dialApp(backend),
+			Clock:   retry.System(), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)), Observer: &counts{},
 		})
 		if err != nil {
 			return err
@@ -99,3 +97,17 @@ func (c *counts) Rejected(string)   { c.rejected.Add(1) }
 
 func (c *counts) HandshakeTook(time.Duration) {}
 func (c *counts) RoundTrip(time.Duration)     {}
+
+func dialApp(address string) func(context.Context) (*net.TCPConn, error) {
+	return func(ctx context.Context) (*net.TCPConn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		tcp, ok := conn.(*net.TCPConn)
+		if !ok {
+			return nil, errors.New("the backend is not TCP")
+		}
+		return tcp, nil
+	}
+}

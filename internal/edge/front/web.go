@@ -65,10 +65,12 @@ func NewWeb(cfg WebConfig) *Web {
 		Rewrite:        rewrite,
 		ModifyResponse: w.modify,
 		Transport:      w.upstreams,
-		FlushInterval:  -1,
-		BufferPool:     &bufferPool{},
-		ErrorHandler:   w.proxyFailed,
-		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+		// Of an answer whose length is known; others are flushed with each write. At once would be a write for the header and one
+		// for the body of each small answer.
+		FlushInterval: time.Millisecond,
+		BufferPool:    &bufferPool{},
+		ErrorHandler:  w.proxyFailed,
+		ErrorLog:      slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return w
 }

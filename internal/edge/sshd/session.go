@@ -26,6 +26,7 @@ type session struct {
 	done   chan struct{}
 	finish sync.Once
 	shell  bool
+	quiet  bool
 }
 
 func (s *session) close() {
@@ -39,6 +40,10 @@ func (s *session) close() {
 // comeBackRequest is a request of a session's channel that says in how many seconds the client is to come back. Clients that
 // don't know it pass over it: it asks for no answer.
 const comeBackRequest = "come-back@mysocket.io"
+
+// quietRequest is a request of a session's channel, sent before the shell, by clients that would discard what is written: they get no
+// lines. Each request of a visitor would be a packet to all tunnels of its socket.
+const quietRequest = "quiet@mysocket.io"
 
 // comeBack tells the client when it is welcome again. It goes before close.
 func (s *session) comeBack(after time.Duration) {
@@ -98,6 +103,8 @@ func (c *connection) serveSession(s *session, reqs <-chan *ssh.Request) {
 		switch req.Type {
 		case "pty-req", "window-change", "signal":
 			ok = true
+		case quietRequest:
+			ok, s.quiet = true, true
 		case "shell":
 			// One shell a session; exec and subsystem would run something, and there is nothing to run.
 			ok = !s.shell
@@ -111,6 +118,9 @@ func (c *connection) serveSession(s *session, reqs <-chan *ssh.Request) {
 		}
 		if ok && req.Type == "shell" {
 			s.shell = true
+			if s.quiet {
+				continue
+			}
 			c.wg.Add(1)
 			go func() {
 				defer c.wg.Done()

@@ -60,6 +60,9 @@ const comeBackRequest = "come-back@mysocket.io"
 // nameVariable is the environment variable of the session in which the edge is told who serves.
 const nameVariable = "MYSOCKET_NAME"
 
+// quietRequest asks our edge to write nothing into the session. It wants no answer, so that others pass over it.
+const quietRequest = "quiet@mysocket.io"
+
 // hearSession listens for when to come back, until the session's requests end. Nothing else that may come there matters.
 func (t *Tunnel) hearSession(requests <-chan *ssh.Request) {
 	for request := range requests {
@@ -74,7 +77,8 @@ func (t *Tunnel) hearSession(requests <-chan *ssh.Request) {
 	}
 }
 
-// holdSession opens a session as the classic clients do. The edge closes it to ask for a reconnect. What it prints there is for people, and discarded.
+// holdSession opens a session as the classic clients do. The edge closes it to ask for a reconnect. What it prints there is for people, and discarded; an
+// edge that knows how to is asked not to: a line for each request to each replica is a packet more on every tunnel.
 func (t *Tunnel) holdSession() {
 	defer close(t.session)
 	channel, requests, err := t.conn.OpenChannel("session", nil)
@@ -107,9 +111,10 @@ func (t *Tunnel) holdSession() {
 	for _, request := range []struct {
 		name    string
 		payload []byte
-	}{{"pty-req", ssh.Marshal(pty)}, {"shell", nil}} {
-		ok, err := channel.SendRequest(request.name, true, request.payload)
-		if err != nil || !ok {
+		answer  bool
+	}{{quietRequest, nil, false}, {"pty-req", ssh.Marshal(pty), true}, {"shell", nil, true}} {
+		ok, err := channel.SendRequest(request.name, request.answer, request.payload)
+		if err != nil || request.answer && !ok {
 			t.logger.Debug("the edge offers no session", "request", request.name, "err", err)
 			_ = channel.Close()
 			_, _ = io.Copy(io.Discard, channel)

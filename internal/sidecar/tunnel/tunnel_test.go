@@ -496,6 +496,9 @@ func TestTheEndOfTheSessionAsksToReconnect(t *testing.T) {
 	cfg.Clock = clock
 	tun := connect(t, cfg)
 	session := server.Await(t).AwaitSession(t)
+	if n := server.Quiet.Load(); n != 1 {
+		t.Errorf("the edge was asked %d times to write nothing into the session", n)
+	}
 	clock.Advance(6 * time.Second)
 	_ = session.Close()
 	awaitClosed(t, tun.ReconnectAsked(), "the end of the session was not noticed")

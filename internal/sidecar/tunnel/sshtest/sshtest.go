@@ -26,8 +26,9 @@ type Faults struct {
 	RefuseForward atomic.Bool
 	RefuseCancel  atomic.Bool
 	RefuseSession atomic.Bool
-	EndSession    atomic.Bool // ends every session at once
-	Silent        atomic.Bool // answers no global request
+	EndSession    atomic.Bool  // ends every session at once
+	Quiet         atomic.Int32 // sessions that asked for no output
+	Silent        atomic.Bool  // answers no global request
 }
 
 // Server is an SSH server on loopback.
@@ -174,6 +175,9 @@ func (s *Server) serve(raw net.Conn) {
 		s.running.Go(func() {
 			for request := range sessionRequests {
 				_ = request.Reply(true, nil)
+				if request.Type == "quiet@mysocket.io" && !request.WantReply {
+					s.Quiet.Add(1)
+				}
 				if request.Type == "shell" {
 					_, _ = io.WriteString(session, "welcome\r\n")
 					if s.EndSession.Load() {
