@@ -280,15 +280,6 @@ func (s *Server) forget(c *connection) {
 	}
 }
 
-// closeWhere closes the connections that match, each with its tunnels taken out of the rotation first.
-func (s *Server) closeWhere(reason string, match func(*connection) bool) {
-	for _, c := range s.all() {
-		if match(c) {
-			c.close(reason)
-		}
-	}
-}
-
 func (s *Server) all() []*connection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
