@@ -82,10 +82,10 @@ func (s *stage) awaitStatus(url, user, password string, want int) {
 func testGuards(t *testing.T) {
 	s := newStage(t, injectable)
 	url := s.publish(1)
-	s.annotate(web, "mysocket.io/upstream-type=https")
-	s.awaitCondition(web, socketReady, "False", "SocketRefused", `upstream_type "https" is not supported by this edge`)
+	s.annotate(web, "mysocket.io/type=https")
+	s.awaitCondition(web, socketReady, "False", "SocketRefused", "socket_type cannot change")
 	s.awaitStatus(url, "", "", http.StatusOK)
-	s.annotate(web, "mysocket.io/upstream-type-", "mysocket.io/allowed-emails=ann@example.com")
+	s.annotate(web, "mysocket.io/type-", "mysocket.io/allowed-emails=ann@example.com")
 	s.awaitCondition(web, socketReady, "False", "SocketRefused", "cloud authentication", "is not supported by this edge")
 	s.awaitCondition(web, tunnelsReady, "False", "NotRestrictedYet")
 	s.awaitStatus(url, "", "", http.StatusBadGateway)

@@ -58,9 +58,9 @@ func testBadInput(t *testing.T) {
 			},
 		},
 		{
-			name: "type-refused", annotate: []string{enabled, "mysocket.io/type=tls"}, reason: "SocketRefused",
-			words: []string{`"tls" is not supported by this edge`, "http, https and tcp"},
-			mend:  func(name string) { s.annotate(name, "mysocket.io/type-") },
+			name: "setting-refused", annotate: []string{enabled, "mysocket.io/allowed-emails=ann@example.com"}, reason: "SocketRefused",
+			words: []string{"cloud authentication", "is not supported by this edge"},
+			mend:  func(name string) { s.annotate(name, "mysocket.io/allowed-emails-") },
 		},
 	}
 	refusedBefore := apiCalls(s, `endpoint="POST /socket",status="400"`)
