@@ -21,6 +21,9 @@ type recorder struct {
 	// first is when the first byte of the answer went out, in nanoseconds after start; 0 if none did.
 	first atomic.Int64
 	body  *visitorBody
+	// whole says that the answer is a header that is the trailer as well, as gRPC's are that have no message. To clients it is
+	// only that if it ends the stream, so it must not be sent before its end.
+	whole bool
 }
 
 func newRecorder(rw http.ResponseWriter, p Patience, start time.Time) *recorder {
@@ -60,6 +63,9 @@ func (r *recorder) Write(p []byte) (int, error) {
 
 // FlushError has what was written sent.
 func (r *recorder) FlushError() error {
+	if r.whole {
+		return nil
+	}
 	r.watch.beginTaking()
 	err := http.NewResponseController(r.ResponseWriter).Flush()
 	r.watch.endTaking(0)

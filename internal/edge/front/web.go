@@ -222,6 +222,7 @@ func (w *Web) modify(resp *http.Response) error {
 	v := visitOf(resp.Request.Context())
 	w.stick(v, resp.Header)
 	resp.Header.Set("X-Request-Id", v.id)
+	v.rec.whole = v.grpc && resp.ContentLength == 0 && resp.Header.Get("Grpc-Status") != ""
 	return nil
 }
 
