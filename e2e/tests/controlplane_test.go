@@ -64,11 +64,29 @@ func controlPlaneWell(s *stage) error {
 	return nil
 }
 
+// calls are requests by the control plane's pod that made them.
+type calls map[string]int
+
+func (c calls) total() (n int) {
+	for _, of := range c {
+		n += of
+	}
+	return n
+}
+
+// since counts those that came after earlier. A pod of then that has ended meanwhile takes nothing from them.
+func (c calls) since(earlier calls) (n int) {
+	for pod, of := range c {
+		n += of - earlier[pod]
+	}
+	return n
+}
+
 // apiCalls counts the control plane's requests to the Mysocket API in its own metrics; labels are
 // some of the metric's labels as they stand in it, empty for all.
-func apiCalls(s *stage, labels string) int {
+func apiCalls(s *stage, labels string) calls {
 	s.t.Helper()
-	total := 0
+	made := calls{}
 	for _, p := range controlPlanePods(s) {
 		text, err := fetch(s.ctx, "http://"+p.Status.PodIP+":8080/metrics")
 		if err != nil {
@@ -83,10 +101,10 @@ func apiCalls(s *stage, labels string) int {
 			if err != nil {
 				s.t.Fatal(err)
 			}
-			total += n
+			made[p.Metadata.Name] += n
 		}
 	}
-	return total
+	return made
 }
 
 func fetch(ctx context.Context, url string) (string, error) {

@@ -173,7 +173,7 @@ func TestAccountAndAddresses(t *testing.T) {
 			s.awaitEvent(web, "Warning", tc.reason, tc.words...)
 
 			const watched = 15 * time.Second
-			calls := apiCalls(s, "")
+			earlier := apiCalls(s, "")
 			s.holds(watched, "meanwhile", func() error {
 				k, ok := s.socket(web)
 				if ok != tc.hasSocket {
@@ -187,7 +187,7 @@ func TestAccountAndAddresses(t *testing.T) {
 				}
 				return controlPlaneWell(s)
 			})
-			calls = apiCalls(s, "") - calls
+			calls := apiCalls(s, "").since(earlier)
 			if calls > tc.mostCalls {
 				t.Errorf("the control plane asked the API %d times in %s", calls, watched)
 			}

@@ -93,7 +93,7 @@ func testBadInput(t *testing.T) {
 			t.Errorf("%s: the Service is annotated with the URL %s", tc.name, url)
 		}
 	}
-	if refused := apiCalls(s, `endpoint="POST /socket",status="400"`) - refusedBefore; refused < 1 || refused > 3 {
+	if refused := apiCalls(s, `endpoint="POST /socket",status="400"`).since(refusedBefore); refused < 1 || refused > 3 {
 		t.Errorf("the socket that the edge refuses was asked for %d times in these seconds", refused)
 	}
 	for _, tc := range cases {

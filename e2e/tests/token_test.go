@@ -65,7 +65,7 @@ func TestAccessToken(t *testing.T) {
 		// A look at a Service is what has the leader ask; the kubelet takes up to a minute to change the files.
 		touched++
 		before.annotate(web, fmt.Sprint("example.com/touched=", touched))
-		if apiCalls(before, tokenCalls) == 0 {
+		if apiCalls(before, tokenCalls).total() == 0 {
 			return errors.New("the account is still used with e-mail and password")
 		}
 		return nil
