@@ -113,6 +113,49 @@ func TestSlowVisitorsAreCutOff(t *testing.T) {
 	_ = resp.Body.Close()
 }
 
+// Bodies that no app reads, since there is none or it answered before: the server reads what is left of them by itself.
+func TestBodiesThatNobodyReadsEnd(t *testing.T) {
+	e := edgetest.Start(t, short)
+	a := login(t, e)
+	s := a.newSocket("http")
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex() // or the app's server waits for the body
+		w.WriteHeader(http.StatusForbidden)
+		_ = http.NewResponseController(w).Flush()
+	}))
+	t.Cleanup(app.Close)
+	a.connect(s, appAddress(app))
+	for name, request := range map[string]string{
+		"404": "POST / HTTP/1.1\r\nHost: unknown.example\r\nContent-Length: 1000\r\n\r\nabc",
+		"403": "POST / HTTP/1.1\r\nHost: " + s.DNSName + "\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+	} {
+		answer, err := io.ReadAll(rawVisitor(t, e, request))
+		if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 "+name+" ") {
+			t.Errorf("want %s and the end of the connection, got %q, %v", name, answer, err)
+		}
+	}
+	// The answer itself waits behind the body, if that has a length.
+	stuck := rawVisitor(t, e, "POST / HTTP/1.1\r\nHost: "+s.DNSName+"\r\nContent-Length: 1000\r\n\r\nabc")
+	if _, err := io.ReadAll(stuck); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is still open")
+	}
+}
+
+// Answers so short that the server sends them when the handler has returned.
+func TestVisitorWhoTakesNoShortAnswersIsCutOff(t *testing.T) {
+	e := edgetest.Start(t, short)
+	conn := rawVisitor(t, e, "")
+	requests := []byte(strings.Repeat("GET / HTTP/1.1\r\nHost: unknown.example\r\n\r\n", 1000))
+	var err error
+	for err == nil {
+		_ = conn.SetDeadline(time.Now().Add(patience)) // it is the last write that must not wait for ever
+		_, err = conn.Write(requests)
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is still open")
+	}
+}
+
 // A body that takes longer than the time-out in all, but makes progress, is not cut off, nor is one that the app takes slowly.
 func TestSteadyBodyIsNotCutOff(t *testing.T) {
 	e := edgetest.Start(t, func(c *edge.Config) { c.Web.Body = 2 * time.Second })

@@ -16,7 +16,7 @@ var (
 
 // finish runs when the answer is over, however it ended: it counts the request and writes its line.
 func (w *Web) finish(v *visit, rec *recorder, r *http.Request, start time.Time) {
-	cut := rec.watch.finish()
+	cut := rec.watch.finish(r)
 	tunnel, name := "", ""
 	if v.release != nil {
 		v.release()
