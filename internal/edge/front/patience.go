@@ -49,8 +49,8 @@ type stall struct {
 	// waiting says that the visitor is waited for now: the timer may tell just after that.
 	waiting bool
 	began   time.Time
-	left  time.Duration
-	bytes int
+	left    time.Duration
+	bytes   int
 }
 
 // watch ends a request whose visitor stalls. It uses the server's deadlines, which work for HTTP/1.1 and HTTP/2 alike.

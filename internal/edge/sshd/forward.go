@@ -253,6 +253,9 @@ func (f *forward) open(ctx context.Context, visitor netip.AddrPort) (registry.Co
 	opened := make(chan result, 1)
 	go func() {
 		ch, reqs, err := f.conn.ssh.OpenChannel("forwarded-tcpip", payload)
+		if refused, ok := errors.AsType[*ssh.OpenChannelError](err); ok {
+			refused.Message = bounded(refused.Message)
+		}
 		opened <- result{ch, reqs, err}
 	}()
 	wrap := func(r result) *channelConn {
