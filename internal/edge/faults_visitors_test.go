@@ -141,19 +141,35 @@ func TestBodiesThatNobodyReadsEnd(t *testing.T) {
 	}
 }
 
-// Answers so short that the server sends them when the handler has returned.
+// Answers that don't pass through a handler's Write: those so short that the server sends them when the handler has returned, and
+// informational ones.
 func TestVisitorWhoTakesNoShortAnswersIsCutOff(t *testing.T) {
 	e := edgetest.Start(t, short)
-	conn := rawVisitor(t, e, "")
-	requests := []byte(strings.Repeat("GET / HTTP/1.1\r\nHost: unknown.example\r\n\r\n", 1000))
-	var err error
-	for err == nil {
-		_ = conn.SetDeadline(time.Now().Add(patience)) // it is the last write that must not wait for ever
-		_, err = conn.Write(requests)
+	a := login(t, e)
+	s := a.newSocket("http")
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", strings.Repeat("x", 60_000))
+		for range 10 {
+			w.WriteHeader(http.StatusEarlyHints)
+		}
+		w.Header().Del("Link")
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	t.Cleanup(app.Close)
+	a.connect(s, appAddress(app))
+	for _, host := range []string{"unknown.example", s.DNSName} {
+		conn := rawVisitor(t, e, "")
+		requests := []byte(strings.Repeat("GET / HTTP/1.1\r\nHost: "+host+"\r\n\r\n", 1000))
+		var err error
+		for err == nil {
+			_ = conn.SetDeadline(time.Now().Add(patience)) // it is the last write that must not wait for ever
+			_, err = conn.Write(requests)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the connection is still open", host)
+		}
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Error("the connection is still open")
-	}
+	eventually(t, "the request to end", func() bool { return e.Tunnels()[0].Tunnels[0].Open == 0 })
 }
 
 // A body that takes longer than the time-out in all, but makes progress, is not cut off, nor is one that the app takes slowly.

@@ -133,6 +133,8 @@ func (w *watch) sendingStalled() {
 	}
 	w.cut = errStalledSending
 	_ = w.control.SetReadDeadline(time.Unix(1, 0))
+	// The server may be telling the visitor to continue; then there is the page that says why.
+	_ = w.control.SetWriteDeadline(time.Now().Add(w.patience.Body))
 }
 
 func (w *watch) takingStalled() {

@@ -42,9 +42,15 @@ func (r *recorder) firstByte() {
 	}
 }
 
-// WriteHeader notes the final status, and an upgrade, but not other informational ones.
+// WriteHeader notes the final status, and an upgrade, but not other informational ones, which the server sends at once.
 func (r *recorder) WriteHeader(code int) {
-	if r.status == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
+	if code < 200 && code != http.StatusSwitchingProtocols {
+		r.watch.beginTaking()
+		r.ResponseWriter.WriteHeader(code)
+		r.watch.endTaking(0)
+		return
+	}
+	if r.status == 0 {
 		r.status = code
 		r.firstByte()
 		r.watch.stream()
