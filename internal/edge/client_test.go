@@ -2,6 +2,7 @@ package edge_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -201,6 +202,7 @@ type replica struct {
 	port     uint32
 	app      string
 	refuse   atomic.Bool
+	reason   string // of refusals, instead of the usual one; set before the first visitor
 	silent   atomic.Bool
 	opened   atomic.Int64
 	mu       sync.Mutex
@@ -331,7 +333,7 @@ func (r *replica) carry(nc ssh.NewChannel) {
 		if err == nil {
 			_ = app.Close()
 		}
-		_ = nc.Reject(ssh.ConnectionFailed, "the app does not answer")
+		_ = nc.Reject(ssh.ConnectionFailed, cmp.Or(r.reason, "the app does not answer"))
 		return
 	}
 	ch, reqs, err := nc.Accept()

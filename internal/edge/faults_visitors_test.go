@@ -113,6 +113,65 @@ func TestSlowVisitorsAreCutOff(t *testing.T) {
 	_ = resp.Body.Close()
 }
 
+// Bodies that no app reads, since there is none or it answered before: the server reads what is left of them by itself.
+func TestBodiesThatNobodyReadsEnd(t *testing.T) {
+	e := edgetest.Start(t, short)
+	a := login(t, e)
+	s := a.newSocket("http")
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = http.NewResponseController(w).EnableFullDuplex() // or the app's server waits for the body
+		w.WriteHeader(http.StatusForbidden)
+		_ = http.NewResponseController(w).Flush()
+	}))
+	t.Cleanup(app.Close)
+	a.connect(s, appAddress(app))
+	for name, request := range map[string]string{
+		"404": "POST / HTTP/1.1\r\nHost: unknown.example\r\nContent-Length: 1000\r\n\r\nabc",
+		"403": "POST / HTTP/1.1\r\nHost: " + s.DNSName + "\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+	} {
+		answer, err := io.ReadAll(rawVisitor(t, e, request))
+		if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 "+name+" ") {
+			t.Errorf("want %s and the end of the connection, got %q, %v", name, answer, err)
+		}
+	}
+	// The answer itself waits behind the body, if that has a length.
+	stuck := rawVisitor(t, e, "POST / HTTP/1.1\r\nHost: "+s.DNSName+"\r\nContent-Length: 1000\r\n\r\nabc")
+	if _, err := io.ReadAll(stuck); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is still open")
+	}
+}
+
+// Answers that don't pass through a handler's Write: those so short that the server sends them when the handler has returned, and
+// informational ones.
+func TestVisitorWhoTakesNoShortAnswersIsCutOff(t *testing.T) {
+	e := edgetest.Start(t, short)
+	a := login(t, e)
+	s := a.newSocket("http")
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", strings.Repeat("x", 60_000))
+		for range 10 {
+			w.WriteHeader(http.StatusEarlyHints)
+		}
+		w.Header().Del("Link")
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	t.Cleanup(app.Close)
+	a.connect(s, appAddress(app))
+	for _, host := range []string{"unknown.example", s.DNSName} {
+		conn := rawVisitor(t, e, "")
+		requests := []byte(strings.Repeat("GET / HTTP/1.1\r\nHost: "+host+"\r\n\r\n", 1000))
+		var err error
+		for err == nil {
+			_ = conn.SetDeadline(time.Now().Add(patience)) // it is the last write that must not wait for ever
+			_, err = conn.Write(requests)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the connection is still open", host)
+		}
+	}
+	eventually(t, "the request to end", func() bool { return e.Tunnels()[0].Tunnels[0].Open == 0 })
+}
+
 // A body that takes longer than the time-out in all, but makes progress, is not cut off, nor is one that the app takes slowly.
 func TestSteadyBodyIsNotCutOff(t *testing.T) {
 	e := edgetest.Start(t, func(c *edge.Config) { c.Web.Body = 2 * time.Second })
@@ -333,6 +392,9 @@ func newWireApp(t *testing.T) *wireApp {
 				var raw strings.Builder
 				req, err := http.ReadRequest(bufio.NewReader(io.TeeReader(conn, &raw)))
 				if err == nil {
+					if req.Header.Get("Expect") != "" {
+						_, _ = io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n")
+					}
 					_, err = io.Copy(io.Discard, req.Body)
 				}
 				app.mu.Lock()
@@ -368,6 +430,8 @@ func TestSmuggledRequestsDoNotReachTheApp(t *testing.T) {
 		app string
 	}{
 		{"length and chunks", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled, "200", "0\r\n\r\n"},
+		// The app's 100 must not undo the end of the connection.
+		{"length, chunks and an informational answer", "POST / HTTP/1.1\r\nHost: HOST\r\nExpect: 100-continue\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled, "200", "0\r\n\r\n"},
 		{"two lengths", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde", "400", ""},
 		{"one length twice", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\nabcd", "200", "Content-Length: 4"},
 		{"lengths in a list", "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 4, 4\r\n\r\nabcd", "400", ""},
@@ -404,6 +468,9 @@ func TestSmuggledRequestsDoNotReachTheApp(t *testing.T) {
 		conn := rawVisitor(t, e, request)
 		reader := bufio.NewReader(conn)
 		resp, err := http.ReadResponse(reader, nil)
+		for err == nil && resp.StatusCode == http.StatusContinue {
+			resp, err = http.ReadResponse(reader, nil)
+		}
 		if err != nil {
 			t.Errorf("%s: no answer: %v", c.name, err)
 			continue

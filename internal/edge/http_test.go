@@ -199,6 +199,39 @@ func TestAccessLog(t *testing.T) {
 	}
 }
 
+// Neither the app nor the tunnel's client fills the log: with what it answers, or the reason for which it refuses.
+func TestLogLinesAreBounded(t *testing.T) {
+	var log accessLog
+	e := edgetest.Start(t, log.option, func(c *edge.Config) { c.Log = slog.New(slog.NewJSONHandler(&log, nil)) })
+	a := login(t, e)
+	long := strings.Repeat("x", 100_000)
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.WriteString(conn, long+"\r\n\r\n")
+		_ = conn.Close()
+	}))
+	t.Cleanup(app.Close)
+	for path, refuse := range map[string]bool{"/nonsense": false, "/refused": true} {
+		s := a.newSocket("http")
+		r := a.connect(s, appAddress(app))
+		r.reason = long
+		r.refuse.Store(refuse)
+		if status, _ := get(t, e.VisitorClient(t), "http://"+s.DNSName+path); status != 502 {
+			t.Errorf("%s was answered %d", path, status)
+		}
+		log.line(t, "path="+path)
+	}
+	for line := range strings.Lines(log.String()) {
+		if len(line) > 2000 {
+			t.Errorf("a line has %d bytes: %.300s", len(line), line)
+		}
+	}
+}
+
 // Without an access log there is a line for what a visitor may ask about, and for nothing else.
 func TestNoAccessLog(t *testing.T) {
 	var log accessLog

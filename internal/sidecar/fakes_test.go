@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"sync"
@@ -267,6 +268,7 @@ func (f *fakeTunnel) WaitIdle(ctx context.Context) error {
 func (f *fakeTunnel) Done() <-chan struct{}           { return f.done }
 func (f *fakeTunnel) ReconnectAsked() <-chan struct{} { return f.leave }
 func (f *fakeTunnel) Home() bool                      { return !f.away }
+func (f *fakeTunnel) Address() netip.Addr             { return fakeAddress }
 func (f *fakeTunnel) LastDial() time.Time             { return time.Time{} }
 func (f *fakeTunnel) ComeBack() time.Duration {
 	f.mu.Lock()
@@ -293,6 +295,8 @@ func (f *fakeTunnel) isClosed() bool {
 	defer f.mu.Unlock()
 	return f.closed
 }
+
+var fakeAddress = netip.MustParseAddr("192.0.2.7")
 
 var errNoApp = errors.New("connection refused")
 

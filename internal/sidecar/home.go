@@ -28,6 +28,7 @@ func (s *supervisor) lookForHome(ctx context.Context, t edgeTunnel) (<-chan stru
 	if err != nil {
 		return found, func() {}
 	}
+	cfg.Spread.Away = t.Address()
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -53,7 +54,7 @@ func (s *supervisor) goHome(work context.Context, old edgeTunnel) edgeTunnel {
 		s.login.used = true
 		cfg, configErr := s.tunnelConfig()
 		if err = configErr; err == nil {
-			cfg.Spread.Home = true
+			cfg.Spread.Home, cfg.Spread.Away = true, old.Address()
 			t, err = s.around.connect(work, cfg)
 		}
 	}

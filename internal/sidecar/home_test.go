@@ -49,7 +49,7 @@ func TestAConnectionGoesHome(t *testing.T) {
 			t.Fatal("the connection is not back")
 		}
 		b.expectState(gatewayapi.StateConnected)
-		expect(t, "spread", b.configs[2].Spread, tunnel.Spread{Detour: 1, Home: true})
+		expect(t, "spread", b.configs[2].Spread, tunnel.Spread{Detour: 1, Home: true, Away: fakeAddress})
 		expect(t, "withdrawals at the other address", old.count().withdrawals, 1)
 		// The certificate was of ten minutes ago.
 		expect(t, "calls for it", b.gateway.seen()[calls:], []string{"renew"})

@@ -10,7 +10,8 @@ import (
 )
 
 // proxyHeader returns the header of the PROXY protocol that hands a visitor's address to the app; nil for no version.
-// A visitor who is not known (an invalid address) is told as a connection of the sidecar's own, as the protocol has it.
+// A visitor who is not known (an invalid address), or nobody, as in the edge's probes (0.0.0.0), is told as a connection of the
+// sidecar's own, as the protocol has it.
 func proxyHeader(version string, visitor netip.AddrPort, app net.Addr) []byte {
 	number := byte(2)
 	switch version {
@@ -21,7 +22,7 @@ func proxyHeader(version string, visitor netip.AddrPort, app net.Addr) []byte {
 		return nil
 	}
 	var source net.Addr
-	if visitor.IsValid() {
+	if visitor.IsValid() && !visitor.Addr().IsUnspecified() {
 		source = net.TCPAddrFromAddrPort(visitor)
 	}
 	header, err := proxyproto.HeaderProxyFromAddrs(number, source, app).Format()

@@ -24,6 +24,8 @@ func TestProxyHeader(t *testing.T) {
 		{"an IPv6 visitor of an IPv4 pod", "v1", "[2001:db8::9]:4711", v4, "PROXY TCP6 2001:db8::9 ::ffff:10.244.0.7 4711 8000\r\n"},
 		{"an IPv4 visitor of an IPv6 pod", "v1", "198.51.100.9:4711", v6, "PROXY TCP6 ::ffff:198.51.100.9 fd00::7 4711 8000\r\n"},
 		{"a visitor who is not known", "v1", "", v4, "PROXY UNKNOWN\r\n"},
+		{"a probe of the edge", "v1", "0.0.0.0:0", v4, "PROXY UNKNOWN\r\n"},
+		{"a probe of the edge, binary", "v2", "0.0.0.0:0", v4, "PROXY UNKNOWN\r\n"},
 		{"binary IPv4", "v2", "198.51.100.9:4711", v4, "PROXY TCP4 198.51.100.9 10.244.0.7 4711 8000\r\n"},
 		{"binary IPv6", "v2", "[2001:db8::9]:4711", v6, "PROXY TCP6 2001:db8::9 fd00::7 4711 8000\r\n"},
 		{"a visitor who is not known, binary", "v2", "", v4, "PROXY UNKNOWN\r\n"},

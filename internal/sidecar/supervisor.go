@@ -54,6 +54,7 @@ type edgeTunnel interface {
 	Withdraw(ctx context.Context) error
 	WaitIdle(ctx context.Context) error
 	Home() bool
+	Address() netip.Addr
 	Done() <-chan struct{}
 	Err() error
 	ReconnectAsked() <-chan struct{}

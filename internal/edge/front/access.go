@@ -16,7 +16,7 @@ var (
 
 // finish runs when the answer is over, however it ended: it counts the request and writes its line.
 func (w *Web) finish(v *visit, rec *recorder, r *http.Request, start time.Time) {
-	cut := rec.watch.finish()
+	cut := rec.watch.finish(r)
 	tunnel, name := "", ""
 	if v.release != nil {
 		v.release()
@@ -59,7 +59,7 @@ func (w *Web) finish(v *visit, rec *recorder, r *http.Request, start time.Time) 
 			"bytes_in", in, "bytes_out", out, "first_byte_ms", first.Milliseconds(), "ms", took.Milliseconds(),
 			"attempts", v.attempts, "agent", truncate(r.UserAgent())}
 		if v.err != nil {
-			args = append(args, "err", v.err)
+			args = append(args, "err", truncate(v.err.Error())) // It may have what the app sent.
 		}
 		log.Info("request", args...)
 	}

@@ -46,9 +46,11 @@ func cutReason(err error) string {
 // the app has nothing to send, does not count.
 type stall struct {
 	timer *time.Timer
-	began time.Time
-	left  time.Duration
-	bytes int
+	// waiting says that the visitor is waited for now: the timer may tell just after that.
+	waiting bool
+	began   time.Time
+	left    time.Duration
+	bytes   int
 }
 
 // watch ends a request whose visitor stalls. It uses the server's deadlines, which work for HTTP/1.1 and HTTP/2 alike.
@@ -91,7 +93,7 @@ func (w *watch) begin(s *stall, stalled func()) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s.began = time.Now()
+	s.waiting, s.began = true, time.Now()
 	if s.timer == nil {
 		s.left = w.patience.Body
 		s.timer = time.AfterFunc(s.left, stalled)
@@ -107,6 +109,7 @@ func (w *watch) end(s *stall, n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s.timer.Stop()
+	s.waiting = false
 	s.left -= time.Since(s.began)
 	if s.bytes += n; s.bytes >= progress {
 		s.bytes, s.left = 0, w.patience.Body
@@ -116,7 +119,7 @@ func (w *watch) end(s *stall, n int) {
 func (w *watch) sendingStalled() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.over {
+	if w.over || !w.sending.waiting {
 		return
 	}
 	if w.streaming {
@@ -130,15 +133,20 @@ func (w *watch) sendingStalled() {
 	}
 	w.cut = errStalledSending
 	_ = w.control.SetReadDeadline(time.Unix(1, 0))
+	// The server may be telling the visitor to continue; then there is the page that says why.
+	_ = w.control.SetWriteDeadline(time.Now().Add(w.patience.Body))
 }
 
 func (w *watch) takingStalled() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.over {
-		w.cut = errStalledTaking
-		_ = w.control.SetWriteDeadline(time.Unix(1, 0))
+	if w.over || !w.take.waiting {
+		return
 	}
+	w.cut = errStalledTaking
+	_ = w.control.SetWriteDeadline(time.Unix(1, 0))
+	// Over HTTP/1.1 the server may be reading what is left of the body before it writes.
+	_ = w.control.SetReadDeadline(time.Unix(1, 0))
 }
 
 // stalled is why the visitor's request was ended, nil if it was not.
@@ -148,11 +156,20 @@ func (w *watch) stalled() error {
 	return w.cut
 }
 
-// finish ends the watch, and returns why the request was ended, if it was.
-func (w *watch) finish() error {
+// finish ends the watch, and returns why the request was ended, if it was. Over HTTP/1.1 the server has by itself what is left of
+// the answer sent, and before that what is left of the body read, and would wait for ever. When it has, it takes the deadlines back.
+func (w *watch) finish(r *http.Request) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.over = true
+	if w.cut == nil && w.patience.Body > 0 && r.ProtoMajor == 1 {
+		limit := time.Now().Add(w.patience.Body)
+		if r.Body != http.NoBody {
+			_ = w.control.SetReadDeadline(limit)
+			limit = limit.Add(w.patience.Body) // one after the other
+		}
+		_ = w.control.SetWriteDeadline(limit)
+	}
 	for _, s := range []*stall{&w.sending, &w.take} {
 		if s.timer != nil {
 			s.timer.Stop()

@@ -21,13 +21,16 @@ type recorder struct {
 	// first is when the first byte of the answer went out, in nanoseconds after start; 0 if none did.
 	first atomic.Int64
 	body  *visitorBody
+	// last says that the connection ends with this answer. It is said with the final header: those of informational answers that
+	// come before are ReverseProxy's, which empties them.
+	last bool
 	// whole says that the answer is a header that is the trailer as well, as gRPC's are that have no message. To clients it is
 	// only that if it ends the stream, so it must not be sent before its end.
 	whole bool
 }
 
 func newRecorder(rw http.ResponseWriter, p Patience, start time.Time) *recorder {
-	return &recorder{ResponseWriter: rw, patience: p, watch: newWatch(p, rw), start: start}
+	return &recorder{ResponseWriter: rw, patience: p, watch: newWatch(p, rw), start: start, last: rw.Header().Get("Connection") == "close"}
 }
 
 // Unwrap lets http.ResponseController flush.
@@ -39,12 +42,21 @@ func (r *recorder) firstByte() {
 	}
 }
 
-// WriteHeader notes the final status, and an upgrade, but not other informational ones.
+// WriteHeader notes the final status, and an upgrade, but not other informational ones, which the server sends at once.
 func (r *recorder) WriteHeader(code int) {
-	if r.status == 0 && (code >= 200 || code == http.StatusSwitchingProtocols) {
+	if code < 200 && code != http.StatusSwitchingProtocols {
+		r.watch.beginTaking()
+		r.ResponseWriter.WriteHeader(code)
+		r.watch.endTaking(0)
+		return
+	}
+	if r.status == 0 {
 		r.status = code
 		r.firstByte()
 		r.watch.stream()
+		if r.last && code >= 200 {
+			r.Header().Set("Connection", "close")
+		}
 	}
 	r.ResponseWriter.WriteHeader(code)
 }

@@ -128,7 +128,7 @@ func (w *Web) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if len(r.TransferEncoding) > 0 {
 		// It may have had a length too, which net/http passes over and a proxy in front may not have: what follows on the
 		// connection could be what that proxy takes for the body (RFC 9112, 6.1).
-		rec.Header().Set("Connection", "close")
+		rec.last = true
 	}
 	if r.Method == http.MethodConnect {
 		w.page(rec, r, v, http.StatusMethodNotAllowed, "This is no forward proxy.")

@@ -117,6 +117,10 @@ func (t *Tunnel) probe(works <-chan struct{}) {
 	}
 	r := t.registry
 	r.mu.Lock()
+	if t.health.ctx.Err() != nil { // It has ended meanwhile.
+		r.mu.Unlock()
+		return
+	}
 	t.health.ejected = false
 	t.health.unopened = 0
 	// A probe sees that channels open, not that requests are answered: one more that is not ejects again.

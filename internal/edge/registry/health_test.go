@@ -157,6 +157,46 @@ func TestTunnelThatDoesNotOpenIsEjectedAndProbedBackIn(t *testing.T) {
 	}
 }
 
+// Visitors can fill a tunnel: it is passed over, but not ejected.
+func TestAFullTunnelIsNotEjected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen events
+		r := New(seen.config())
+		defer r.Close()
+		var full atomic.Bool
+		var o origin
+		a, _ := r.Add(Info{SocketID: "s", TunnelID: "a"}, func(ctx context.Context, visitor netip.AddrPort) (Conn, error) {
+			if full.Load() {
+				return nil, fmt.Errorf("open: %w", ErrFull)
+			}
+			return o.open(ctx, visitor)
+		})
+		r.Add(Info{SocketID: "s", TunnelID: "b"}, o.open)
+		full.Store(true)
+		for range 2 * maxFailures {
+			if err := ask(a); err == nil {
+				t.Fatal("a full tunnel opened a channel")
+			}
+		}
+		if got := picks(r, 10); got != "b" {
+			t.Errorf("right after that requests go to %s", got)
+		}
+		full.Store(false)
+		time.Sleep(2 * time.Millisecond) // the penalty is over
+		if got := picks(r, 10); got != "a b" || seen.String() != "" {
+			t.Errorf("then requests go to %s; %s", got, &seen)
+		}
+		// Whatever else fails counts as before.
+		o.down.Store(true)
+		for range maxFailures {
+			_ = ask(a)
+		}
+		if got := seen.String(); got != "ejected a" {
+			t.Errorf("the registry told: %q", got)
+		}
+	})
+}
+
 func TestTheOnlyTunnelIsUsedThoughItFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen events

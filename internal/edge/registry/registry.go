@@ -16,6 +16,9 @@ import (
 // ErrWithdrawn is returned by Open when the tunnel left the rotation. Nothing was sent to it.
 var ErrWithdrawn = errors.New("the tunnel has left the rotation")
 
+// ErrFull is what an OpenFunc returns, wrapped, when the tunnel has as many channels as it may have.
+var ErrFull = errors.New("full")
+
 // Conn is a channel to an origin. Deadlines are not supported.
 type Conn interface {
 	net.Conn
@@ -226,7 +229,8 @@ func (t *Tunnel) Withdrawn() bool {
 	return t.withdrawn
 }
 
-// Open opens a channel to the origin. A failure counts against the tunnel, for a short time; several in a row eject it.
+// Open opens a channel to the origin. A failure counts against the tunnel, for a short time; several in a row eject it, unless it is
+// full: that is the doing of its visitors, and it may have room again at any moment, before a probe would find out.
 func (t *Tunnel) Open(ctx context.Context, visitor netip.AddrPort) (Conn, error) {
 	r := t.registry
 	r.mu.Lock()
@@ -248,8 +252,10 @@ func (t *Tunnel) Open(ctx context.Context, visitor netip.AddrPort) (Conn, error)
 	case ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded):
 		// A visitor who went away says nothing about the tunnel.
 		t.penaltyEnd = r.now().Add(r.cfg.Penalty)
-		t.health.unopened++
-		ejected = t.health.unopened >= maxFailures && r.eject(t)
+		if !errors.Is(err, ErrFull) {
+			t.health.unopened++
+			ejected = t.health.unopened >= maxFailures && r.eject(t)
+		}
 	}
 	r.mu.Unlock()
 	if ejected {

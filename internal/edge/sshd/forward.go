@@ -216,8 +216,8 @@ func (c *connection) handleCancel(req *ssh.Request) {
 
 // These mean that a tunnel, or all tunnels of an account, have as many channels as they may have.
 var (
-	errSaturated        = fmt.Errorf("the tunnel has %d channels open", maxChannels)
-	errAccountSaturated = fmt.Errorf("the tunnels of the account have %d channels open", maxChannelsPerAccount)
+	errSaturated        = fmt.Errorf("%w: the tunnel has %d channels open", registry.ErrFull, maxChannels)
+	errAccountSaturated = fmt.Errorf("%w: the tunnels of the account have %d channels open", registry.ErrFull, maxChannelsPerAccount)
 )
 
 // takeChannel counts a channel. It counts until the client has closed it, too, lest one that never does hold any number.
@@ -253,6 +253,12 @@ func (f *forward) open(ctx context.Context, visitor netip.AddrPort) (registry.Co
 	opened := make(chan result, 1)
 	go func() {
 		ch, reqs, err := f.conn.ssh.OpenChannel("forwarded-tcpip", payload)
+		if refused, ok := errors.AsType[*ssh.OpenChannelError](err); ok {
+			refused.Message = bounded(refused.Message)
+			if refused.Reason == ssh.ResourceShortage { // So say sidecars that have as many visitors as they take.
+				err = fmt.Errorf("%w: %w", registry.ErrFull, err)
+			}
+		}
 		opened <- result{ch, reqs, err}
 	}()
 	wrap := func(r result) *channelConn {

@@ -197,15 +197,14 @@ func (s *Server) handle(conn net.Conn) {
 	}
 	c, chans, reqs, err := s.handshake(conn)
 	if err != nil {
-		s.strangers.line(slog.LevelInfo, "SSH login failed", "remote", conn.RemoteAddr().String(), "err", bounded(err))
+		s.strangers.line(slog.LevelInfo, "SSH login failed", "remote", conn.RemoteAddr().String(), "err", bounded(err.Error()))
 		return
 	}
 	c.serve(chans, reqs)
 }
 
 // bounded keeps a client from filling the log with what it sent.
-func bounded(err error) string {
-	text := err.Error()
+func bounded(text string) string {
 	if len(text) > 300 {
 		text = strings.ToValidUTF8(text[:300], "") + "..."
 	}

@@ -27,9 +27,11 @@ type Resolver interface {
 type Spread struct {
 	// Turn picks the connection's own address: connections with consecutive turns have distinct ones, as far as there are.
 	Turn int
-	// Detour is how many addresses further to begin, because those before have failed. Home goes to the own address or nowhere.
+	// Detour is how many addresses further to begin, because those before have failed. Home goes to the own address or nowhere, and
+	// nowhere if that is Away, where a connection is already: names lose addresses, and then another one is the own.
 	Detour int
 	Home   bool
+	Away   netip.Addr
 	// IPv6 prefers IPv6 addresses to IPv4 ones. The others are only tried when the preferred can't be reached: whether a pod
 	// reaches addresses of another family than its own is not sure.
 	IPv6 bool
@@ -78,6 +80,8 @@ func turned(list []netip.Addr, turn int) []netip.Addr {
 	return slices.Concat(list[at:], list[:at])
 }
 
+var errAlreadyThere = errors.New("of the edge's name, the connection's own address is now the one where it is")
+
 // dialName connects to the edge at host:port, and tells whether it is at the connection's own address. The name is resolved once; an
 // address that can't be reached costs only its share of the time.
 func dialName(ctx context.Context, dialer *net.Dialer, cfg Config) (conn net.Conn, home bool, err error) {
@@ -92,6 +96,9 @@ func dialName(ctx context.Context, dialer *net.Dialer, cfg Config) (conn net.Con
 		return nil, false, &StepError{StepDNS, fmt.Errorf("the edge's name can't be resolved: %w", err)}
 	}
 	addresses, own := cfg.Spread.order(found), cfg.Spread.own(found)
+	if cfg.Spread.Home && own == cfg.Spread.Away {
+		return nil, false, &StepError{StepDNS, errAlreadyThere}
+	}
 	var failed []error
 	for i, address := range addresses {
 		conn, err := dialOne(ctx, dialer, net.JoinHostPort(address.String(), port), len(addresses)-i)

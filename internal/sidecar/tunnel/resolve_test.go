@@ -98,6 +98,40 @@ func TestConnectionsAreSpreadOverTheEdgesAddresses(t *testing.T) {
 	}
 }
 
+// The address that can't be reached is taken out of the name, as DNS with health checks does. The own address is then the one where the
+// connection is, and a second one there would end it, with all its visitors.
+func TestTheWayHomeDoesNotLeadToWhereTheConnectionIs(t *testing.T) {
+	there := sshtest.Start(t)
+	_, port, err := net.SplitHostPort(there.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resolver := &names{name: "edge.example", addresses: parseAll(t, "127.0.0.1 127.0.0.2")}
+	cfg := config(there, sshtest.NewKey(t), listenApp(t, echo))
+	cfg.Address, cfg.Resolver, cfg.Spread.Turn = "edge.example:"+port, resolver, 1
+	away := connect(t, cfg)
+	if away.Home() || away.Address() != resolver.addresses[0] {
+		t.Fatalf("the connection is at %s, home %t", away.Address(), away.Home())
+	}
+	cfg.Spread.Away = away.Address()
+	if err := tunnel.Reach(t.Context(), cfg); err == nil {
+		t.Error("an address where nobody listens was reached")
+	}
+	resolver.addresses = resolver.addresses[:1]
+	if err := tunnel.Reach(t.Context(), cfg); err == nil {
+		t.Error("the connection is to go where it is")
+	}
+	cfg.Spread.Home = true
+	if _, err := tunnel.Connect(t.Context(), cfg); err == nil || there.Logins() != 1 {
+		t.Errorf("%d logins, %v", there.Logins(), err)
+	}
+	resolver.addresses = parseAll(t, "127.0.0.1 127.0.0.2")
+	sshtest.StartAt(t, "127.0.0.2:"+port)
+	if err := tunnel.Reach(t.Context(), cfg); err != nil {
+		t.Errorf("the own address is back, and not reached: %v", err)
+	}
+}
+
 func TestNamesThatCannotBeResolved(t *testing.T) {
 	for name, resolver := range map[string]*names{"unknown": {name: "other.example"}, "empty": {name: "edge.example"}} {
 		t.Run(name, func(t *testing.T) {

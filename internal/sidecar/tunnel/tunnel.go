@@ -180,6 +180,14 @@ func Connect(ctx context.Context, cfg Config) (*Tunnel, error) {
 // Home tells whether the connection is at its own address of the edge, of several. It isn't after a detour.
 func (t *Tunnel) Home() bool { return t.home }
 
+// Address is that of the edge, or of the proxy in between.
+func (t *Tunnel) Address() netip.Addr {
+	if tcp, ok := t.conn.RemoteAddr().(*net.TCPAddr); ok {
+		return tcp.AddrPort().Addr().Unmap()
+	}
+	return netip.Addr{}
+}
+
 // Done is closed when the connection is lost or closed.
 func (t *Tunnel) Done() <-chan struct{} { return t.done }
 
