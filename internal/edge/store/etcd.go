@@ -10,8 +10,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -123,6 +126,20 @@ func (e *etcd) read(ctx context.Context) ([]record, state, error) {
 
 func truncated(b []byte) []byte { return b[:min(len(b), 40)] }
 
+// isSilence says of a failed change that etcd did not answer. An answer that refuses it (no room, no permission, too large) is none, and
+// must not have other changes refused unasked.
+func isSilence(err error) bool {
+	code := status.Code(err)
+	if answer, ok := errors.AsType[rpctypes.EtcdError](err); ok {
+		code = answer.Code()
+	}
+	switch code {
+	case codes.ResourceExhausted, codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition, codes.OutOfRange:
+		return false
+	}
+	return true
+}
+
 // away says of a failed request that it may succeed later.
 func away(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -151,7 +168,9 @@ func (e *etcd) commit(guard int64, changes []record) (state, error) {
 	resp, err := e.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", guard)).
 		Then(append(ops, clientv3.OpPut(key, format))...).Else(clientv3.OpGet(key)).Commit()
 	if err != nil {
-		e.noteUp(false, err)
+		if isSilence(err) {
+			e.noteUp(false, err)
+		}
 		return state{}, away(err)
 	}
 	e.noteUp(true, nil)

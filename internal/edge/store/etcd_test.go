@@ -439,6 +439,22 @@ func compact(t *testing.T, server *etcdtest.Etcd) {
 	}
 }
 
+// TestARefusalIsAnAnswer has etcd and its client refuse changes, each for being too large: others go on.
+func TestARefusalIsAnAnswer(t *testing.T) {
+	s := openEtcd(t, etcdtest.Start(t))
+	for _, size := range []int{3 << 19, 3 << 20} {
+		if err := s.PutBlob(t.Context(), "large", make([]byte, size)); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "large") {
+			t.Errorf("a change of %d bytes: %v", size, err)
+		}
+		if !s.Up() {
+			t.Errorf("after a change of %d bytes etcd counts as away", size)
+		}
+		if err := s.PutBlob(t.Context(), "small", []byte("x")); err != nil {
+			t.Errorf("after a change of %d bytes: %v", size, err)
+		}
+	}
+}
+
 // TestEtcdGoesBack shows an edge whose etcd was replaced by one with an older state: its own is that one's then.
 func TestEtcdGoesBack(t *testing.T) {
 	server := etcdtest.Start(t)
