@@ -223,11 +223,20 @@ func (e *etcd) lock(ctx context.Context, name string) (func(context.Context) err
 	if err != nil {
 		return nil, away(err)
 	}
-	mutex := concurrency.NewMutex(session, e.key("locks", name))
-	if err := mutex.Lock(ctx); err != nil {
-		return nil, errors.Join(err, session.Close())
+	release := func(ctx context.Context) error {
+		session.Orphan()
+		// With the lease goes the lock. An edge that stops must not wait for an etcd that is silent: the lease ends by itself.
+		ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+		defer cancel()
+		if _, err := e.client.Revoke(ctx, lease.ID); err != nil {
+			return away(err)
+		}
+		return nil
 	}
-	return func(ctx context.Context) error { return errors.Join(mutex.Unlock(ctx), session.Close()) }, nil
+	if err := concurrency.NewMutex(session, e.key("locks", name)).Lock(ctx); err != nil {
+		return nil, errors.Join(err, release(context.WithoutCancel(ctx)))
+	}
+	return release, nil
 }
 
 // latest asks etcd, unless it is known to be away: then memory has to do.

@@ -439,6 +439,23 @@ func compact(t *testing.T, server *etcdtest.Etcd) {
 	}
 }
 
+// TestALockIsGivenBackToASilentEtcd: an edge that stops waits for it.
+func TestALockIsGivenBackToASilentEtcd(t *testing.T) {
+	server := etcdtest.Start(t)
+	s := openEtcd(t, server)
+	if err := s.LockBlobs(t.Context(), "name"); err != nil {
+		t.Fatal(err)
+	}
+	server.Freeze()
+	began := time.Now()
+	if err := s.UnlockBlobs(t.Context(), "name"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(began); took > 4*etcdTimeout {
+		t.Errorf("it took %s", took)
+	}
+}
+
 // TestARefusalIsAnAnswer has etcd and its client refuse changes, each for being too large: others go on.
 func TestARefusalIsAnAnswer(t *testing.T) {
 	s := openEtcd(t, etcdtest.Start(t))
