@@ -46,8 +46,14 @@ type etcd struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 	up   atomic.Bool
-	// asking lets one request for the latest state at a time go out, for all who wait.
-	asking sync.Mutex
+	// asking asks for the latest state, once for all who wait: one account's look-ups of what is not there must not queue up before another's.
+	asking *together[asked]
+}
+
+// asked is what etcd said, if it did.
+type asked struct {
+	at state
+	ok bool
 }
 
 // OpenEtcd opens the state that edges share in an etcd. now may be nil.
@@ -59,6 +65,7 @@ func OpenEtcd(ctx context.Context, cfg EtcdConfig, log *slog.Logger, now func() 
 	// The watch goes on until close, whatever becomes of the context of opening.
 	watching, stop := context.WithCancel(context.Background())
 	e := &etcd{client: client, prefix: cfg.prefix() + "/", log: log.With("part", "state"), stop: stop}
+	e.asking = newTogether(e.askLatest)
 	s := newStore(e, now)
 	e.store = s
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
@@ -241,10 +248,13 @@ func (e *etcd) lock(ctx context.Context, name string) (func(context.Context) err
 
 // latest asks etcd, unless it is known to be away: then memory has to do.
 func (e *etcd) latest() (state, bool) {
-	e.asking.Lock()
-	defer e.asking.Unlock()
+	answer := e.asking.do()
+	return answer.at, answer.ok
+}
+
+func (e *etcd) askLatest() asked {
 	if !e.up.Load() {
-		return state{}, false
+		return asked{}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), etcdTimeout)
 	defer cancel()
@@ -252,7 +262,7 @@ func (e *etcd) latest() (state, bool) {
 	if err != nil {
 		e.noteUp(false, err)
 	}
-	return at, err == nil
+	return asked{at, err == nil}
 }
 
 // ask returns etcd's revision, and that of the last change.
