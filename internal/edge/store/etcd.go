@@ -133,6 +133,9 @@ func (e *etcd) read(ctx context.Context) ([]record, state, error) {
 
 func truncated(b []byte) []byte { return b[:min(len(b), 40)] }
 
+// errSilent is an etcd that did not answer in time, or is known not to.
+var errSilent = fmt.Errorf("%w: etcd does not answer", ErrUnavailable)
+
 // isSilence says of a failed change that etcd did not answer. An answer that refuses it (no room, no permission, too large) is none, and
 // must not have other changes refused unasked.
 func isSilence(err error) bool {
@@ -150,7 +153,7 @@ func isSilence(err error) bool {
 // away says of a failed request that it may succeed later.
 func away(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%w: etcd does not answer", ErrUnavailable)
+		return errSilent
 	}
 	return fmt.Errorf("%w: etcd: %w", ErrUnavailable, err)
 }
@@ -158,7 +161,7 @@ func away(err error) error {
 func (e *etcd) commit(guard int64, changes []record) (state, error) {
 	if !e.up.Load() {
 		// Changes are made one at a time: each that waits for its own time to be over would wait for those before, too.
-		return state{}, fmt.Errorf("%w: etcd does not answer", ErrUnavailable)
+		return state{}, errSilent
 	}
 	ops := make([]clientv3.Op, 0, len(changes)+1)
 	for _, c := range changes {
@@ -192,6 +195,9 @@ func (e *etcd) commit(guard int64, changes []record) (state, error) {
 }
 
 func (e *etcd) get(bucket, id string) ([]byte, error) {
+	if !e.up.Load() {
+		return nil, errSilent
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), etcdTimeout)
 	defer cancel()
 	resp, err := e.client.Get(ctx, e.key(bucket, id))
@@ -205,6 +211,9 @@ func (e *etcd) get(bucket, id string) ([]byte, error) {
 }
 
 func (e *etcd) keys(bucket, beginning string) ([]string, error) {
+	if !e.up.Load() {
+		return nil, errSilent
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), etcdTimeout)
 	defer cancel()
 	resp, err := e.client.Get(ctx, e.key(bucket, beginning), clientv3.WithPrefix(), clientv3.WithKeysOnly())

@@ -383,6 +383,9 @@ func TestEtcdIsAway(t *testing.T) {
 				if _, err := s.Socket("of a stranger"); !errors.Is(err, ErrNotFound) {
 					t.Errorf("what is not known: %v", err)
 				}
+				if _, err := s.Blob(t.Context(), "of a visitor"); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("a blob: %v", err)
+				}
 			}
 			if took := time.Since(began); took > etcdTimeout {
 				t.Errorf("100 changes, and look-ups of what is not known, took %s while etcd was known to be away", took)
