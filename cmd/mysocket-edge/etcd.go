@@ -28,8 +28,8 @@ func addEtcdFlags(fs *flag.FlagSet, env func(name string) string) *etcdFlags {
 	return f
 }
 
-// take returns which etcd was named, and whether one was. It takes the default of --state back then: both given is an error, but not
-// one and a default.
+// take returns which etcd was named, and whether one was. It takes the default of --state back then: both given, in whatever way, is an error, but
+// not one and a default.
 func (f *etcdFlags) take(state *string) (cfg store.EtcdConfig, shared bool) {
 	for _, endpoint := range strings.Split(*f.endpoints, ",") {
 		if endpoint = strings.TrimSpace(endpoint); endpoint != "" {
@@ -39,7 +39,7 @@ func (f *etcdFlags) take(state *string) (cfg store.EtcdConfig, shared bool) {
 	if len(f.cfg.Endpoints) == 0 {
 		return f.cfg, false
 	}
-	given := false
+	given := *state != defaultState // by the environment or a file, of which the flags don't know
 	f.fs.Visit(func(one *flag.Flag) { given = given || one.Name == "state" })
 	if !given {
 		*state = ""

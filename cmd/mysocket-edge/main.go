@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 )
 
@@ -35,10 +36,19 @@ The user and token commands and backup ask the running edge, if there is one, an
 `
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := context.Background(), func() {}
+	if endsItself(os.Args[1:]) {
+		ctx, stop = signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	}
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
+}
+
+// endsItself says whether a command has something to do when it is told to end. The others wait for a password, or an etcd that does not answer, and
+// Control-C must not have to wait, too; what they change is changed in one step.
+func endsItself(args []string) bool {
+	return len(args) > 0 && slices.Contains([]string{"serve", "backup", "restore"}, args[0])
 }
 
 // run does what the arguments say and returns the exit code: 0, 1 for a failure, 2 for wrong usage.

@@ -127,6 +127,29 @@ func TestUserCommands(t *testing.T) {
 	}
 }
 
+// TestNoStateIsMadeByMistake has commands look for a state where there is none. An empty one would pass for it: a backup of it would be "saved".
+func TestNoStateIsMadeByMistake(t *testing.T) {
+	dir := t.TempDir()
+	state := filepath.Join(dir, "x.db")
+	for _, args := range [][]string{
+		{"user", "list"},
+		{"user", "list", "--control-socket", "off"},
+		{"user", "delete", "--email", "a@example.com"},
+		{"user", "password", "--email", "a@example.com"},
+		{"token", "create", "--email", "a@example.com"},
+		{"token", "list"},
+		{"token", "revoke", "--id", "x"},
+		{"backup", "--out", filepath.Join(dir, "copy.db")},
+	} {
+		if code, out, errs := invoke(t, "a long password", append(args, "--state", state)...); code != 1 || out != "" || !strings.Contains(errs, "there is no state file "+state) {
+			t.Errorf("%q: exit %d, %s%s", args, code, out, errs)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("made %v, %v", left, err)
+	}
+}
+
 func TestTokenCommands(t *testing.T) {
 	state := filepath.Join(t.TempDir(), "x.db")
 	do := func(code int, says string, args ...string) string {

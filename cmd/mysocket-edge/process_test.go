@@ -313,6 +313,33 @@ func TestCommandsBesideTheEdge(t *testing.T) {
 	}
 }
 
+// TestControlCEndsACommand that waits for its password.
+func TestControlCEndsACommand(t *testing.T) {
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "password")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), program(t), "user", "add", "--email", "a@example.com", "--state", filepath.Join(dir, "x.db"), "--password-file", fifo)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := os.OpenFile(fifo, os.O_WRONLY, 0) // returns when the command reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = opened.Close() }()
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	_ = cmd.Wait()
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGINT {
+		t.Errorf("it ended with %s", cmd.ProcessState)
+	}
+}
+
 // TestBackupAndRestore copies the state of a running edge, loses the edge with all it has, and goes on with the copy: clients need to
 // be told nothing.
 func TestBackupAndRestore(t *testing.T) {
@@ -336,10 +363,12 @@ func TestBackupAndRestore(t *testing.T) {
 	must(0, "saved "+copied, "backup", "--state", state, "--out", copied)
 	must(1, "--force", "backup", "--state", state, "--out", copied)
 	must(0, "saved", "backup", "--state", state, "--out", copied, "--force")
+	must(1, "in use", "backup", "--state", state, "--out", state, "--force")
 	api.call("POST", "/connect", `{"name": "after"}`)
 	must(1, "in use", "restore", "--state", state, "--from", copied, "--force")
 	p.stop()
 	must(0, "saved", "backup", "--state", state, "--out", filepath.Join(dir, "offline.db"))
+	must(1, "in use", "backup", "--state", state, "--out", state, "--force")
 	must(1, "--force", "restore", "--state", state, "--from", copied)
 	must(1, "copy is not in order", "restore", "--state", state, "--from", ca, "--force")
 	must(0, "restored "+state, "restore", "--state", state, "--from", copied, "--force")

@@ -51,6 +51,35 @@ come-back: 5s
 	}
 }
 
+// TestTwoPlacesForOneState has them in any two layers: an edge that took one of them silently would begin anew, with other keys.
+func TestTwoPlacesForOneState(t *testing.T) {
+	const endpoints = "http://127.0.0.1:1"
+	for _, c := range []struct{ file, variable, value, flag string }{
+		{"state: x.db\netcd-endpoints: " + endpoints + "\n", "", "", ""},
+		{"state: x.db\n", "MYSOCKET_EDGE_ETCD_ENDPOINTS", endpoints, ""},
+		{"state: x.db\n", "", "", "--etcd-endpoints=" + endpoints},
+		{"etcd-endpoints: " + endpoints + "\n", "MYSOCKET_EDGE_STATE", "x.db", ""},
+		{"", "MYSOCKET_EDGE_STATE", "x.db", "--etcd-endpoints=" + endpoints},
+	} {
+		t.Run(c.file+c.variable+c.flag, func(t *testing.T) {
+			if c.variable != "" {
+				t.Setenv(c.variable, c.value)
+			}
+			args := []string{"serve", "--config", writeConfig(t, c.file)}
+			if c.flag != "" {
+				args = append(args, c.flag)
+			}
+			if code, _, errs := invoke(t, "", args...); code != 2 || !strings.Contains(errs, "two places for one state") {
+				t.Errorf("exit %d, %s", code, errs)
+			}
+		})
+	}
+	t.Setenv("MYSOCKET_EDGE_STATE", "x.db")
+	if code, _, errs := invoke(t, "", "user", "list", "--etcd-endpoints", endpoints); code != 1 || !strings.Contains(errs, "two places for one state") {
+		t.Errorf("a command: exit %d, %s", code, errs)
+	}
+}
+
 func TestMistakesHaveAPlace(t *testing.T) {
 	for _, c := range []struct{ file, says string }{
 		{"domian: x\n", `edge.yaml:1: there is no flag "domian"`},

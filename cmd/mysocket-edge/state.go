@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/mysocketio/mysocket-injector/internal/edge"
@@ -24,6 +25,8 @@ const (
 type stateOf struct {
 	state, control *string
 	etcd           *etcdFlags
+	// makes says that the command may begin a state. All others would take a wrong path for an empty state: a backup of nothing looks like one.
+	makes bool
 }
 
 // stateFlags adds the flags that say so. Where the edge has them from the environment, as in a container, its commands have, too.
@@ -84,7 +87,7 @@ func openAccounts(ctx context.Context, where stateOf, stderr io.Writer) (closing
 	}
 	socket := controlSocket(*where.control, *where.state)
 	if socket == "" {
-		return edge.OpenAccounts(*where.state)
+		return where.openFile()
 	}
 	// The second round is for an edge that began between the two steps of the first.
 	for again := true; ; again = false {
@@ -95,7 +98,7 @@ func openAccounts(ctx context.Context, where stateOf, stderr io.Writer) (closing
 		if !errors.Is(err, control.ErrNotRunning) {
 			return nil, err
 		}
-		accounts, fileErr := edge.OpenAccounts(*where.state)
+		accounts, fileErr := where.openFile()
 		switch {
 		case fileErr == nil:
 			return accounts, nil
@@ -105,4 +108,14 @@ func openAccounts(ctx context.Context, where stateOf, stderr io.Writer) (closing
 			return nil, fmt.Errorf("%w, and %w", fileErr, err)
 		}
 	}
+}
+
+// openFile opens the state file, which must not be in use.
+func (where stateOf) openFile() (*edge.Accounts, error) {
+	if !where.makes {
+		if _, err := os.Stat(*where.state); errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no state file %s; --state says where it is", *where.state)
+		}
+	}
+	return edge.OpenAccounts(*where.state)
 }

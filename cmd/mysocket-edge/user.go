@@ -43,6 +43,7 @@ func user(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 func userAdd(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	fs := newFlags("mysocket-edge user add", "Makes an account and prints its id. The password is never an argument: the first line of stdin is it, or of a file.", stderr)
 	where := stateFlags(fs)
+	where.makes = true
 	email := fs.String("email", "", "e-mail `address` to log in with; required")
 	name := fs.String("name", "", "`name` of the account's owner")
 	passwordFile := fs.String("password-file", "", "`file` whose first line is the password; stdin if empty")

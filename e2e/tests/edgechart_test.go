@@ -124,6 +124,8 @@ func TestEdgeChart(t *testing.T) {
 	}
 	for value, says := range map[string]string{
 		"config.state=/elsewhere":         "state",
+		"config.startup-wait=30s":         "startup-wait",
+		"config.etcd-endpoints=https://x": "etcd-endpoints",
 		"config.UPPER=1":                  "UPPER",
 		"config.nested.value=1":           "/config/nested",
 		"domain=Not.A.Domain":             "/domain",

@@ -88,7 +88,7 @@ func New(cfg Config) (_ *Edge, err error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	e := &Edge{cfg: cfg, log: cfg.Log}
+	e := &Edge{cfg: cfg, log: cfg.Log, shown: shownCertificates{now: cfg.Now}}
 	defer func() {
 		if err != nil {
 			e.Close()
@@ -176,7 +176,7 @@ func (e *Edge) build() error {
 	e.tcp = front.NewTCP(front.TCPConfig{
 		Stats:      e.stats,
 		Dispatcher: dispatcher, Metrics: m, Feed: lines, Log: e.log.With("part", "tcp"), Access: cfg.AccessLog,
-		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.certificates(webCert).For,
+		Host: host, MinPort: cfg.TCPPorts.Min, MaxPort: cfg.TCPPorts.Max, Certificate: e.shown.watchSockets(e.certificates(webCert).For),
 		HandshakeTimeout: timings.VisitorHandshake, ProxyHeaders: e.proxyHeaders("tcp", m),
 	})
 	e.publicURL = func(k store.Socket) string { return publicURL(k, portOf(httpsServer.ln)) }

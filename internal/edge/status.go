@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mysocketio/mysocket-injector/internal/edge/front"
 	"github.com/mysocketio/mysocket-injector/internal/edge/status"
 )
 
@@ -16,15 +17,21 @@ const (
 	// maxShown bounds the certificates that are remembered, and shownOnPage those of them that the status page has.
 	maxShown    = 10_000
 	shownOnPage = 10
+	// keepShown is for how long a certificate is remembered that is not shown any more. Those of sockets that are gone would end first, and fill
+	// the page, for ever.
+	keepShown = 7 * 24 * time.Hour
 
 	acmeALPN = "acme-tls/1"
 )
 
-// shownCertificates remembers which certificates the edge's servers have shown to whoever connected, whatever they come from.
+// shownCertificates remembers which certificates the edge has shown to whoever connected, whatever they come from.
 type shownCertificates struct {
+	now    func() time.Time
 	mu     sync.Mutex
-	byName map[string]time.Time
+	byName map[string]shownCertificate
 }
+
+type shownCertificate struct{ ends, last time.Time }
 
 // watch has what a server shows noted. It must be called before the server serves.
 func (s *shownCertificates) watch(config *tls.Config) *tls.Config {
@@ -43,27 +50,53 @@ func (s *shownCertificates) watch(config *tls.Config) *tls.Config {
 	return config
 }
 
+// watchSockets does the same for tls sockets.
+func (s *shownCertificates) watchSockets(get front.Certificate) front.Certificate {
+	return func(name string, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		cert, err := get(name, hello)
+		if err == nil && cert != nil && cert.Leaf != nil {
+			s.note(cert.Leaf)
+		}
+		return cert, err
+	}
+}
+
 func (s *shownCertificates) note(leaf *x509.Certificate) {
 	name := leaf.Subject.CommonName
 	if len(leaf.DNSNames) > 0 {
 		name = leaf.DNSNames[0]
 	}
+	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, known := s.byName[name]; known || len(s.byName) < maxShown {
-		if s.byName == nil {
-			s.byName = map[string]time.Time{}
+	if _, known := s.byName[name]; !known && len(s.byName) >= maxShown {
+		if s.forget(now); len(s.byName) >= maxShown {
+			return
 		}
-		s.byName[name] = leaf.NotAfter
+	}
+	if s.byName == nil {
+		s.byName = map[string]shownCertificate{}
+	}
+	s.byName[name] = shownCertificate{ends: leaf.NotAfter, last: now}
+}
+
+// forget drops what is not shown any more. The caller holds mu.
+func (s *shownCertificates) forget(now time.Time) {
+	for name, c := range s.byName {
+		if now.Sub(c.last) > keepShown {
+			delete(s.byName, name)
+		}
 	}
 }
 
 // soonest returns those that end first.
 func (s *shownCertificates) soonest() []status.Certificate {
+	now := s.now()
 	s.mu.Lock()
+	s.forget(now)
 	all := make([]status.Certificate, 0, len(s.byName))
-	for name, at := range s.byName {
-		all = append(all, status.Certificate{Name: name, NotAfter: at})
+	for name, c := range s.byName {
+		all = append(all, status.Certificate{Name: name, NotAfter: c.ends})
 	}
 	s.mu.Unlock()
 	slices.SortFunc(all, func(a, b status.Certificate) int {

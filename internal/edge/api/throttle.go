@@ -144,7 +144,7 @@ type logins struct {
 func newLogins(now func() time.Time) *logins {
 	const ofAccount = "too many failed logins to this account; try again later"
 	return &logins{
-		addresses: newThrottle(now, "too many failed logins from this address; try again later", maxFailures, failureRefill, maxAddresses),
+		addresses: newThrottle(now, "too many failed logins or new accounts from this address; try again later", maxFailures, failureRefill, maxAddresses),
 		accounts:  newThrottle(now, ofAccount, maxAccountFailures, failureRefill, math.MaxInt),
 		unknown:   newThrottle(now, ofAccount, maxAccountFailures, failureRefill, maxAddresses),
 		familiar:  map[string][]netip.Addr{},

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -159,6 +160,37 @@ func (e *Etcd) Kill() {
 		_ = e.cmd.Process.Kill()
 	}
 	<-e.exited
+}
+
+// Freeze has it be silent until it is killed, while its connections stay.
+func (e *Etcd) Freeze() {
+	e.t.Helper()
+	if err := e.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		e.t.Fatal(err)
+	}
+	limit := time.After(patience)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !e.stopped() {
+		select {
+		case <-limit:
+			e.t.Fatal("etcd does not stop")
+		case <-tick.C:
+		}
+	}
+}
+
+// stopped says whether none of its threads runs any more: each stops for itself.
+func (e *Etcd) stopped() bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", e.cmd.Process.Pid))
+	for _, thread := range threads {
+		stat, readErr := os.ReadFile(thread) // #nosec G304 -- of the kernel
+		// The state follows the name, which is in brackets.
+		if _, state, _ := bytes.Cut(stat, []byte(") ")); readErr != nil || !bytes.HasPrefix(state, []byte("T")) {
+			return false
+		}
+	}
+	return err == nil && len(threads) > 0
 }
 
 // Forget removes the state of an etcd that was killed, as if it were a new one.

@@ -10,8 +10,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
@@ -43,8 +46,14 @@ type etcd struct {
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 	up   atomic.Bool
-	// asking lets one request for the latest state at a time go out, for all who wait.
-	asking sync.Mutex
+	// asking asks for the latest state, once for all who wait: one account's look-ups of what is not there must not queue up before another's.
+	asking *together[asked]
+}
+
+// asked is what etcd said, if it did.
+type asked struct {
+	at state
+	ok bool
 }
 
 // OpenEtcd opens the state that edges share in an etcd. now may be nil.
@@ -56,6 +65,7 @@ func OpenEtcd(ctx context.Context, cfg EtcdConfig, log *slog.Logger, now func() 
 	// The watch goes on until close, whatever becomes of the context of opening.
 	watching, stop := context.WithCancel(context.Background())
 	e := &etcd{client: client, prefix: cfg.prefix() + "/", log: log.With("part", "state"), stop: stop}
+	e.asking = newTogether(e.askLatest)
 	s := newStore(e, now)
 	e.store = s
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
@@ -123,10 +133,27 @@ func (e *etcd) read(ctx context.Context) ([]record, state, error) {
 
 func truncated(b []byte) []byte { return b[:min(len(b), 40)] }
 
+// errSilent is an etcd that did not answer in time, or is known not to.
+var errSilent = fmt.Errorf("%w: etcd does not answer", ErrUnavailable)
+
+// isSilence says of a failed change that etcd did not answer. An answer that refuses it (no room, no permission, too large) is none, and
+// must not have other changes refused unasked.
+func isSilence(err error) bool {
+	code := status.Code(err)
+	if answer, ok := errors.AsType[rpctypes.EtcdError](err); ok {
+		code = answer.Code()
+	}
+	switch code {
+	case codes.ResourceExhausted, codes.PermissionDenied, codes.InvalidArgument, codes.FailedPrecondition, codes.OutOfRange:
+		return false
+	}
+	return true
+}
+
 // away says of a failed request that it may succeed later.
 func away(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%w: etcd does not answer", ErrUnavailable)
+		return errSilent
 	}
 	return fmt.Errorf("%w: etcd: %w", ErrUnavailable, err)
 }
@@ -134,7 +161,7 @@ func away(err error) error {
 func (e *etcd) commit(guard int64, changes []record) (state, error) {
 	if !e.up.Load() {
 		// Changes are made one at a time: each that waits for its own time to be over would wait for those before, too.
-		return state{}, fmt.Errorf("%w: etcd does not answer", ErrUnavailable)
+		return state{}, errSilent
 	}
 	ops := make([]clientv3.Op, 0, len(changes)+1)
 	for _, c := range changes {
@@ -151,7 +178,9 @@ func (e *etcd) commit(guard int64, changes []record) (state, error) {
 	resp, err := e.client.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", guard)).
 		Then(append(ops, clientv3.OpPut(key, format))...).Else(clientv3.OpGet(key)).Commit()
 	if err != nil {
-		e.noteUp(false, err)
+		if isSilence(err) {
+			e.noteUp(false, err)
+		}
 		return state{}, away(err)
 	}
 	e.noteUp(true, nil)
@@ -166,6 +195,9 @@ func (e *etcd) commit(guard int64, changes []record) (state, error) {
 }
 
 func (e *etcd) get(bucket, id string) ([]byte, error) {
+	if !e.up.Load() {
+		return nil, errSilent
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), etcdTimeout)
 	defer cancel()
 	resp, err := e.client.Get(ctx, e.key(bucket, id))
@@ -179,6 +211,9 @@ func (e *etcd) get(bucket, id string) ([]byte, error) {
 }
 
 func (e *etcd) keys(bucket, beginning string) ([]string, error) {
+	if !e.up.Load() {
+		return nil, errSilent
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), etcdTimeout)
 	defer cancel()
 	resp, err := e.client.Get(ctx, e.key(bucket, beginning), clientv3.WithPrefix(), clientv3.WithKeysOnly())
@@ -204,19 +239,31 @@ func (e *etcd) lock(ctx context.Context, name string) (func(context.Context) err
 	if err != nil {
 		return nil, away(err)
 	}
-	mutex := concurrency.NewMutex(session, e.key("locks", name))
-	if err := mutex.Lock(ctx); err != nil {
-		return nil, errors.Join(err, session.Close())
+	release := func(ctx context.Context) error {
+		session.Orphan()
+		// With the lease goes the lock. An edge that stops must not wait for an etcd that is silent: the lease ends by itself.
+		ctx, cancel := context.WithTimeout(ctx, etcdTimeout)
+		defer cancel()
+		if _, err := e.client.Revoke(ctx, lease.ID); err != nil {
+			return away(err)
+		}
+		return nil
 	}
-	return func(ctx context.Context) error { return errors.Join(mutex.Unlock(ctx), session.Close()) }, nil
+	if err := concurrency.NewMutex(session, e.key("locks", name)).Lock(ctx); err != nil {
+		return nil, errors.Join(err, release(context.WithoutCancel(ctx)))
+	}
+	return release, nil
 }
 
 // latest asks etcd, unless it is known to be away: then memory has to do.
 func (e *etcd) latest() (state, bool) {
-	e.asking.Lock()
-	defer e.asking.Unlock()
+	answer := e.asking.do()
+	return answer.at, answer.ok
+}
+
+func (e *etcd) askLatest() asked {
 	if !e.up.Load() {
-		return state{}, false
+		return asked{}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), etcdTimeout)
 	defer cancel()
@@ -224,7 +271,7 @@ func (e *etcd) latest() (state, bool) {
 	if err != nil {
 		e.noteUp(false, err)
 	}
-	return at, err == nil
+	return asked{at, err == nil}
 }
 
 // ask returns etcd's revision, and that of the last change.

@@ -383,6 +383,9 @@ func TestEtcdIsAway(t *testing.T) {
 				if _, err := s.Socket("of a stranger"); !errors.Is(err, ErrNotFound) {
 					t.Errorf("what is not known: %v", err)
 				}
+				if _, err := s.Blob(t.Context(), "of a visitor"); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("a blob: %v", err)
+				}
 			}
 			if took := time.Since(began); took > etcdTimeout {
 				t.Errorf("100 changes, and look-ups of what is not known, took %s while etcd was known to be away", took)
@@ -436,6 +439,39 @@ func compact(t *testing.T, server *etcdtest.Etcd) {
 	}
 	if _, err := c.Compact(t.Context(), resp.Header.Revision); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestALockIsGivenBackToASilentEtcd: an edge that stops waits for it.
+func TestALockIsGivenBackToASilentEtcd(t *testing.T) {
+	server := etcdtest.Start(t)
+	s := openEtcd(t, server)
+	if err := s.LockBlobs(t.Context(), "name"); err != nil {
+		t.Fatal(err)
+	}
+	server.Freeze()
+	began := time.Now()
+	if err := s.UnlockBlobs(t.Context(), "name"); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(began); took > 4*etcdTimeout {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// TestARefusalIsAnAnswer has etcd and its client refuse changes, each for being too large: others go on.
+func TestARefusalIsAnAnswer(t *testing.T) {
+	s := openEtcd(t, etcdtest.Start(t))
+	for _, size := range []int{3 << 19, 3 << 20} {
+		if err := s.PutBlob(t.Context(), "large", make([]byte, size)); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "large") {
+			t.Errorf("a change of %d bytes: %v", size, err)
+		}
+		if !s.Up() {
+			t.Errorf("after a change of %d bytes etcd counts as away", size)
+		}
+		if err := s.PutBlob(t.Context(), "small", []byte("x")); err != nil {
+			t.Errorf("after a change of %d bytes: %v", size, err)
+		}
 	}
 }
 

@@ -51,13 +51,14 @@ func (s *Store) Backup(w io.Writer) error {
 }
 
 // SaveBackup has write make a copy of a state, and puts it at path, mode 0600, once it is whole, on the disk, and found to be in
-// order. An existing file is replaced only by force.
+// order. An existing file is replaced only by force, and never one that is in use, which is ErrInUse: a copy in the place of its own state
+// would have the edge go on with a file that has no name, and all changes from then on lost.
 func SaveBackup(path string, force bool, write func(io.Writer) error) error {
-	if !force {
-		if err := mustNotExist(path); err != nil {
-			return err
-		}
+	release, err := takeOver(path, force)
+	if err != nil {
+		return err
 	}
+	defer release()
 	return place(path, force, write)
 }
 
@@ -126,7 +127,7 @@ func takeOver(path string, force bool) (release func(), err error) {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			err = ErrInUse
 		}
-		return nil, fmt.Errorf("replace state file %s: %w", path, err)
+		return nil, fmt.Errorf("replace %s: %w", path, err)
 	}
 	return func() { _ = f.Close() }, nil
 }

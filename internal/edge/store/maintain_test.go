@@ -42,6 +42,9 @@ func TestBackupAndRestore(t *testing.T) {
 	if err := SaveBackup(copied, true, s.Backup); err != nil {
 		t.Errorf("by force: %v", err)
 	}
+	if err := SaveBackup(path, true, s.Backup); !errors.Is(err, ErrInUse) {
+		t.Errorf("over the state that it is of: %v", err)
+	}
 	// What comes after the copy is not in it.
 	if _, err := s.DeleteSocket(k.ID); err != nil {
 		t.Fatal(err)

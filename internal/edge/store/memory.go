@@ -158,7 +158,8 @@ func (s *Store) replace(at state, all []record, backwards bool) (bool, error) {
 	return true, s.take(at, s.difference(all))
 }
 
-// difference are the changes that make the maps what all records say. The caller holds applying.
+// difference are the changes that make the maps what all records say. Deletions come first: what was made may have the e-mail address, the name
+// or the port of what is gone. The caller holds applying.
 func (s *Store) difference(all []record) []record {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -175,7 +176,7 @@ func (s *Store) difference(all []record) []record {
 	for id, v := range s.tokens {
 		here[[2]string{bucketTokens, id}] = v
 	}
-	var changes []record
+	var gone, changed []record
 	for _, r := range all {
 		key := [2]string{r.bucket, r.id}
 		if v, ok := here[key]; ok {
@@ -184,12 +185,12 @@ func (s *Store) difference(all []record) []record {
 				continue
 			}
 		}
-		changes = append(changes, r)
+		changed = append(changed, r)
 	}
 	for key := range here {
-		changes = append(changes, remove(key[0], key[1]))
+		gone = append(gone, remove(key[0], key[1]))
 	}
-	return changes
+	return append(gone, changed...)
 }
 
 // take does the work of apply. A record that can't be read is left out and is the error, after everything else was taken.

@@ -35,6 +35,8 @@ const (
 	// one order may fail two.
 	firstRetry = 5 * time.Minute
 	lastRetry  = 6 * time.Hour
+	// stateRetry is after what time a certificate is looked for again that could not be, because the state is away.
+	stateRetry = 5 * time.Second
 	// tidyInterval is how often certificates of names that are gone are forgotten.
 	tidyInterval = 10 * time.Minute
 	// keepExpired is how long an expired certificate is kept in the state.
@@ -217,6 +219,10 @@ func (a *ACME) begin(name string) *nameState {
 // errBusy means that as many orders are under way as may be.
 var errBusy = errors.New("too many certificates are being ordered")
 
+// errAway means that nothing was ordered either. An order whose certificate can't be kept is none of these: another would be one more at
+// the authority.
+var errAway = errors.New("what is kept can't be looked at")
+
 // get loads a name's certificate, or orders one.
 func (a *ACME) get(name string) error {
 	ctx, cancel := context.WithTimeout(a.ctx, orderTimeout)
@@ -227,6 +233,9 @@ func (a *ACME) get(name string) error {
 			return a.cache.RenewManagedCertificates(a.ctx) // It goes on by itself.
 		}
 		return nil
+	}
+	if errors.Is(err, store.ErrUnavailable) {
+		return fmt.Errorf("%w: %w", errAway, err)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("load certificate: %w", err)
@@ -256,6 +265,9 @@ func (a *ACME) finish(name string, err error) {
 		state.ready, state.failures = true, 0
 	case errors.Is(err, errBusy):
 		a.log.Warn("certificate not ordered", "name", name, "err", err)
+	case errors.Is(err, errAway):
+		state.next = a.cfg.Now().Add(stateRetry)
+		a.log.Warn("certificate can't be looked for; visitors of the name get the edge's own", "name", name, "retry_after", stateRetry, "err", err)
 	case a.ctx.Err() == nil:
 		wait := min(firstRetry<<min(state.failures, 10), lastRetry)
 		state.failures++

@@ -1,6 +1,7 @@
 package tlscert
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -25,6 +26,20 @@ type orders struct {
 	mu      sync.Mutex
 	now     time.Time
 	allowed func(name string) bool
+	away    atomic.Bool // what the certificates are kept in does not answer
+}
+
+// Blob fails as that of an etcd that is away.
+func (b blobs) Blob(ctx context.Context, key string) ([]byte, error) {
+	if b.away.Load() {
+		return nil, fmt.Errorf("blob %s: %w", key, store.ErrUnavailable)
+	}
+	return b.Blobs.Blob(ctx, key)
+}
+
+type blobs struct {
+	store.Blobs
+	away *atomic.Bool
 }
 
 func newOrders(t *testing.T) *orders {
@@ -45,7 +60,7 @@ func newOrders(t *testing.T) *orders {
 	}
 	t.Cleanup(func() { _ = st.Close() })
 	o.ACME = NewACME(ACMEConfig{
-		Directory: directory.URL, Blobs: st, Log: slog.New(slog.DiscardHandler), Done: func(bool) { o.failed.Add(1) },
+		Directory: directory.URL, Blobs: blobs{st, &o.away}, Log: slog.New(slog.DiscardHandler), Done: func(bool) { o.failed.Add(1) },
 		Allowed: func(name string) bool { o.mu.Lock(); defer o.mu.Unlock(); return o.allowed(name) },
 		Now:     func() time.Time { o.mu.Lock(); defer o.mu.Unlock(); return o.now },
 	})
@@ -107,6 +122,36 @@ func TestFailedNamesWait(t *testing.T) {
 	if n := o.failed.Load(); n != 9 {
 		t.Errorf("%d failures are counted, want 9", n)
 	}
+}
+
+// TestNamesWaitForTheirStateOnly: a certificate that can't be loaded since the state is away is no failure of the authority's. It is there, and must
+// be shown soon after the state is back.
+func TestNamesWaitForTheirStateOnly(t *testing.T) {
+	o := newOrders(t)
+	close(o.refuse)
+	const name = "a.edge.test"
+	o.away.Store(true)
+	for range 3 {
+		wait(t, o.begin(name))
+		if o.begin(name) != nil {
+			t.Fatal("tried again at once")
+		}
+		o.advance(stateRetry)
+	}
+	if n := o.asked.Load(); n != 0 {
+		t.Errorf("the authority was asked %d times", n)
+	}
+	o.away.Store(false)
+	wait(t, o.begin(name))
+	if o.asked.Load() == 0 {
+		t.Error("nothing was ordered when the state was back")
+	}
+	o.advance(firstRetry - time.Second)
+	if o.begin(name) != nil {
+		t.Error("a failure of the authority's does not count as the first")
+	}
+	o.advance(time.Second)
+	wait(t, o.begin(name))
 }
 
 func TestOrdersAreBounded(t *testing.T) {
