@@ -41,6 +41,7 @@ func TestSideBySide(t *testing.T) {
 		{"GatewayLimits", testGatewayLimits},
 		{"Connections", testConnections},
 		{"ProxyProtocol", testProxyProtocol},
+		{"TLSSocket", testTLSSocket},
 		{"Guards", testGuards},
 		{"ProtectedSecret", testProtectedSecret},
 		{"LoadBalancer", testLoadBalancer},

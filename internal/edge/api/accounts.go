@@ -107,7 +107,7 @@ func (a *API) register(r *http.Request, _ store.User) (any, error) {
 	if err := decode(r, &n); err != nil {
 		return nil, err
 	}
-	attempt, err := a.logins.addresses.begin(throttleKey(r.RemoteAddr).String())
+	attempt, err := a.logins.addresses.begin(hostOf(r.RemoteAddr).String())
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func (a *API) login(r *http.Request, _ store.User) (any, error) {
 	if err := decode(r, &form); err != nil {
 		return nil, err
 	}
-	address, err := a.logins.addresses.begin(throttleKey(r.RemoteAddr).String())
+	address, err := a.logins.addresses.begin(hostOf(r.RemoteAddr).String())
 	if err != nil {
 		return nil, err
 	}

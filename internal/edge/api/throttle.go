@@ -3,13 +3,14 @@ package api
 import (
 	"crypto/sha256"
 	"math"
-	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge/addr"
 )
 
 const (
@@ -154,7 +155,7 @@ func newLogins(now func() time.Time) *logins {
 // account begins an attempt to log in to an account. It is nil, which is fine, for an address that is familiar.
 func (l *logins) account(userID, remote string) (*attempt, error) {
 	l.mu.Lock()
-	known := slices.Contains(l.familiar[userID], throttleKey(remote))
+	known := slices.Contains(l.familiar[userID], hostOf(remote))
 	l.mu.Unlock()
 	if known {
 		return nil, nil //nolint:nilnil // see above
@@ -170,29 +171,13 @@ func (l *logins) noAccount(email string) (*attempt, error) {
 
 // welcome makes an address familiar.
 func (l *logins) welcome(userID, remote string) {
-	addr := throttleKey(remote)
+	host := hostOf(remote)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	list := slices.DeleteFunc(l.familiar[userID], func(a netip.Addr) bool { return a == addr })
-	list = append(list, addr)
+	list := slices.DeleteFunc(l.familiar[userID], func(a netip.Addr) bool { return a == host })
+	list = append(list, host)
 	l.familiar[userID] = list[max(0, len(list)-maxFamiliar):]
 }
 
-// throttleKey is the address, or for IPv6 its /64, which one host has to itself.
-func throttleKey(remote string) netip.Addr {
-	host, _, err := net.SplitHostPort(remote)
-	if err != nil {
-		return netip.Addr{}
-	}
-	addr, err := netip.ParseAddr(host)
-	if err != nil {
-		return netip.Addr{}
-	}
-	addr = addr.Unmap().WithZone("")
-	if addr.Is6() {
-		if p, err := addr.Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return addr
-}
+// hostOf is the host that an address such as 192.0.2.7:1234 is of.
+func hostOf(remote string) netip.Addr { return addr.Host(addr.Parse(remote).Addr()) }

@@ -10,7 +10,7 @@ func TestThrottle(t *testing.T) {
 	now := time.Unix(1000, 0)
 	th := newThrottle(func() time.Time { return now }, "no", maxFailures, failureRefill, maxAddresses)
 	try := func(remote string) bool {
-		a, err := th.begin(throttleKey(remote).String())
+		a, err := th.begin(hostOf(remote).String())
 		if err == nil {
 			a.failed()
 		}
@@ -41,7 +41,7 @@ func TestThrottle(t *testing.T) {
 	}
 	// Tries that are under way count.
 	for range maxFailures {
-		if _, err := th.begin(throttleKey("192.0.2.3:1").String()); err != nil {
+		if _, err := th.begin(hostOf("192.0.2.3:1").String()); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -9,11 +9,11 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"strconv"
 	"sync"
 	"time"
 
+	"github.com/mysocketio/mysocket-injector/internal/edge/addr"
 	"github.com/mysocketio/mysocket-injector/internal/edge/api"
 	"github.com/mysocketio/mysocket-injector/internal/edge/feed"
 	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
@@ -23,9 +23,7 @@ import (
 )
 
 const (
-	// maxTCPConnections bounds the public connections of all tcp and tls sockets together.
-	maxTCPConnections = 20_000
-	relistenInterval  = 5 * time.Second
+	relistenInterval = 5 * time.Second
 )
 
 // TCPConfig are the parts a TCP front is made of.
@@ -57,7 +55,7 @@ type TCP struct {
 
 	mu    sync.Mutex
 	ports map[int]*port
-	slots chan struct{}
+	crowd *crowd
 
 	buffers bufferPool
 }
@@ -74,7 +72,7 @@ type port struct {
 // NewTCP makes a front that listens on nothing yet.
 func NewTCP(cfg TCPConfig) *TCP {
 	ctx, stop := context.WithCancel(context.Background())
-	return &TCP{cfg: cfg, ctx: ctx, stop: stop, ports: map[int]*port{}, slots: make(chan struct{}, maxTCPConnections)}
+	return &TCP{cfg: cfg, ctx: ctx, stop: stop, ports: map[int]*port{}, crowd: newCrowd(maxTCPConnections, maxTCPConnectionsOfAHost)}
 }
 
 // Reserve takes a free port of the range and listens on it.
@@ -208,16 +206,15 @@ func (f *TCP) accept(p *port, socket store.Socket) {
 			}
 			continue
 		}
-		select {
-		case f.slots <- struct{}{}:
-		default:
+		if !f.crowd.arrive() {
+			f.cfg.Metrics.ConnectionRefused(metrics.Crowd)
 			_ = conn.Close()
 			continue
 		}
 		f.wg.Add(1)
 		go func() {
 			defer f.wg.Done()
-			defer func() { <-f.slots }()
+			defer f.crowd.leave()
 			f.serve(p.ctx, conn, config, socket)
 		}()
 	}
@@ -232,11 +229,12 @@ func (f *TCP) serve(ctx context.Context, conn net.Conn, config *tls.Config, sock
 	if proxied, ok := conn.(*proxiedConn); ok && proxied.check() != nil {
 		return
 	}
-	var visitor netip.AddrPort
-	if tcp, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
-		ap := tcp.AddrPort()
-		visitor = netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	visitor := addr.Of(conn.RemoteAddr())
+	leave, ok := f.admit(visitor.Addr())
+	if !ok {
+		return
 	}
+	defer leave()
 	plain := conn
 	if config != nil {
 		var err error

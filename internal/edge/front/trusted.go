@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge/addr"
 )
 
 // maxHops bounds how much of X-Forwarded-For is looked at. Chains of proxies are short.
@@ -14,10 +16,10 @@ const maxHops = 16
 type Trusted []netip.Prefix
 
 // Has says whether an address is that of a trusted proxy.
-func (t Trusted) Has(addr netip.Addr) bool {
-	addr = addr.Unmap().WithZone("")
+func (t Trusted) Has(peer netip.Addr) bool {
+	peer = peer.Unmap().WithZone("")
 	for _, p := range t {
-		if p.Contains(addr) {
+		if p.Contains(peer) {
 			return true
 		}
 	}
@@ -38,7 +40,7 @@ type provenance struct {
 // right-most address that is not a trusted proxy's: whoever is trusted has put it there. What stands left of it the visitor
 // may have made up, and it is dropped.
 func (t Trusted) provenanceOf(r *http.Request) provenance {
-	peer := visitorOf(r)
+	peer := addr.Parse(r.RemoteAddr)
 	o := provenance{visitor: peer, path: []string{peer.Addr().String()}}
 	if !t.Has(peer.Addr()) {
 		return o
@@ -92,15 +94,12 @@ func hopsOf(h http.Header) []string {
 
 // parseHop reads an address, with a port or without.
 func parseHop(hop string) (netip.Addr, bool) {
-	addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(hop, "["), "]"))
+	a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(hop, "["), "]"))
 	if err != nil {
-		with, err := netip.ParseAddrPort(hop)
-		if err != nil {
-			return netip.Addr{}, false
-		}
-		addr = with.Addr()
+		with := addr.Parse(hop)
+		return with.Addr(), with.IsValid()
 	}
-	return addr.Unmap().WithZone(""), true
+	return a.Unmap().WithZone(""), true
 }
 
 // lastOf is the last entry of a field that may be a list: that of the nearest proxy.

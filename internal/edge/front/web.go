@@ -274,14 +274,6 @@ func hostName(host string) string {
 	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
 
-func visitorOf(r *http.Request) netip.AddrPort {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.AddrPort{}
-	}
-	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
-}
-
 // requestID is the id of a request in the log, for the app and for the visitor: what the visitor or a proxy in front sent, if
 // it is 8 to 64 letters, digits, dashes, dots and underscores; else the edge makes one.
 func requestID(h http.Header) string {

@@ -19,6 +19,7 @@ type Metrics struct {
 	duration    prometheus.Histogram
 	inFlight    prometheus.Gauge
 	connections prometheus.Counter
+	turnedAway  *prometheus.CounterVec
 	// OpenFailures counts channels that could not be opened, Retries requests and connections that were tried on
 	// another tunnel because of it or because a tunnel failed before the answer.
 	openFailures *prometheus.CounterVec
@@ -48,6 +49,9 @@ func New(tunnels func() int) *Metrics {
 		connections: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mysocket_edge_tcp_connections_total", Help: "Public connections to tcp and tls sockets.",
 		}),
+		turnedAway: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mysocket_edge_tcp_refused_total", Help: "Public connections to tcp and tls sockets that were too many, by reason.",
+		}, []string{"reason"}),
 		openFailures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mysocket_edge_channel_open_failures_total", Help: "Channels to an origin that could not be opened, by reason.",
 		}, []string{"reason"}),
@@ -64,9 +68,12 @@ func New(tunnels func() int) *Metrics {
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "mysocket_edge_tunnels_connected", Help: "Tunnels that are connected.",
 	}, func() float64 { return float64(tunnels()) })
-	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.openFailures, m.retries, m.held, m.sshRefused, connected,
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, m.connections, m.turnedAway, m.openFailures, m.retries, m.held, m.sshRefused, connected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.tlsMetrics = newTLSMetrics(m.registry)
+	for _, reason := range []string{Crowd, OneHost} {
+		m.turnedAway.WithLabelValues(reason)
+	}
 	for _, reason := range []string{Refused, Timeout, Withdrawn, Broken, TLS} {
 		m.openFailures.WithLabelValues(reason) // there from the start, so that a first failure is seen as a change
 	}
@@ -94,6 +101,15 @@ func (m *Metrics) RequestDone(code int, seconds float64) {
 
 // Connection counts a connection to a tcp or tls socket.
 func (m *Metrics) Connection() { m.connections.Inc() }
+
+// Reasons why a connection to a tcp or tls socket was one too many.
+const (
+	Crowd   = "crowd"
+	OneHost = "address"
+)
+
+// ConnectionRefused counts a connection to a tcp or tls socket for which there is no room.
+func (m *Metrics) ConnectionRefused(reason string) { m.turnedAway.WithLabelValues(reason).Inc() }
 
 // Reasons why a channel could not be opened.
 const (

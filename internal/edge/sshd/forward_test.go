@@ -1,7 +1,6 @@
 package sshd
 
 import (
-	"net/netip"
 	"slices"
 	"testing"
 
@@ -32,19 +31,6 @@ func TestUserID(t *testing.T) {
 		if got, err := userID(name); got != want || (err == nil) != (want != "") {
 			t.Errorf("userID(%q) = %q, %v", name, got, err)
 		}
-	}
-}
-
-func TestSharedBy(t *testing.T) {
-	for a, want := range map[string]string{
-		"192.0.2.7": "192.0.2.7", "2001:db8:1:2::7": "2001:db8:1:2::", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::", "2001:db8:1:3::7": "2001:db8:1:3::",
-	} {
-		if got := sharedBy(netip.MustParseAddr(a)); got != netip.MustParseAddr(want) {
-			t.Errorf("%s counts as %s, want %s", a, got, want)
-		}
-	}
-	if got := sharedBy(netip.Addr{}); got.IsValid() {
-		t.Errorf("no address counts as %s", got)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/mysocketio/mysocket-injector/internal/edge/addr"
 )
 
 // Bounds on what strangers and accounts can make the server hold. Many replicas behind one address reconnect at once after an
@@ -164,4 +166,4 @@ func (l *strangerLog) line(level slog.Level, text string, args ...any) {
 }
 
 // addressOf is what the connections of one host have in common.
-func addressOf(c *connection) netip.Addr { return sharedBy(addrOf(c.raw.RemoteAddr()).Addr()) }
+func addressOf(c *connection) netip.Addr { return addr.Host(addr.Of(c.raw.RemoteAddr()).Addr()) }

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/mysocketio/mysocket-injector/internal/edge/addr"
 	"github.com/mysocketio/mysocket-injector/internal/edge/feed"
 	"github.com/mysocketio/mysocket-injector/internal/edge/metrics"
 	"github.com/mysocketio/mysocket-injector/internal/edge/pki"
@@ -154,7 +155,7 @@ func (s *Server) Serve(ln net.Listener) error {
 
 // admit counts a new connection among those that have not logged in, if there is room.
 func (s *Server) admit(conn net.Conn) bool {
-	addr := sharedBy(addrOf(conn.RemoteAddr()).Addr())
+	host := addr.Host(addr.Of(conn.RemoteAddr()).Addr())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -162,7 +163,7 @@ func (s *Server) admit(conn net.Conn) bool {
 	}
 	reason := ""
 	switch {
-	case s.perAddress[addr] >= maxUnauthenticatedPerAddress, s.fromAddress[addr] >= maxConnectionsPerAddress:
+	case s.perAddress[host] >= maxUnauthenticatedPerAddress, s.fromAddress[host] >= maxConnectionsPerAddress:
 		reason = metrics.SSHAddress
 	case crowded(len(s.handshakes)):
 		reason = metrics.SSHCrowd
@@ -174,18 +175,18 @@ func (s *Server) admit(conn net.Conn) bool {
 		return false
 	}
 	s.handshakes[conn] = struct{}{}
-	s.perAddress[addr]++
+	s.perAddress[host]++
 	s.wg.Add(1)
 	return true
 }
 
 func (s *Server) endHandshake(conn net.Conn) {
-	addr := sharedBy(addrOf(conn.RemoteAddr()).Addr())
+	host := addr.Host(addr.Of(conn.RemoteAddr()).Addr())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.handshakes, conn)
-	if s.perAddress[addr]--; s.perAddress[addr] <= 0 {
-		delete(s.perAddress, addr)
+	if s.perAddress[host]--; s.perAddress[host] <= 0 {
+		delete(s.perAddress, host)
 	}
 }
 
@@ -273,9 +274,9 @@ func (s *Server) forget(c *connection) {
 	defer s.mu.Unlock()
 	delete(s.connections, c)
 	s.accounts.leave(c.login.user.ID)
-	addr := addressOf(c)
-	if s.fromAddress[addr]--; s.fromAddress[addr] <= 0 {
-		delete(s.fromAddress, addr)
+	host := addressOf(c)
+	if s.fromAddress[host]--; s.fromAddress[host] <= 0 {
+		delete(s.fromAddress, host)
 	}
 }
 
@@ -355,23 +356,4 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("SSH connections did not end: %w", ctx.Err())
 	}
-}
-
-// sharedBy is what connections of one host have in common: its address, or for IPv6 the /64 that a host has to itself, since
-// with an address for every connection it would have no bound of its own, and could shut everybody else out.
-func sharedBy(addr netip.Addr) netip.Addr {
-	if addr.Is6() {
-		if p, err := addr.Prefix(64); err == nil {
-			return p.Addr()
-		}
-	}
-	return addr
-}
-
-func addrOf(addr net.Addr) netip.AddrPort {
-	if tcp, ok := addr.(*net.TCPAddr); ok {
-		ap := tcp.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
-	}
-	return netip.AddrPort{}
 }
