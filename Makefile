@@ -50,7 +50,7 @@ screenshot: need-test need-chromium ## make the picture of the status page in do
 	MYSOCKET_STATUS_PICTURE=$(CURDIR)/docs/status-page.png go test -count=1 -tags chromium -run '^TestStatusPageInChromium$$' ./cmd/mysocket-edge
 
 .PHONY: bench bench-admission bench-scale bench-lab bench-tunnel bench-edge bench-leaks
-bench: bench-admission bench-scale bench-lab ## measure what the README states (about 20 minutes)
+bench: bench-admission bench-scale bench-lab bench-tunnel bench-edge ## measure what the README states
 bench-admission: need-go ## measure only how long the API server takes to create a pod, with our webhook and without
 	assets=$$($(E2E) run ./cmd/cluster bin); KUBEBUILDER_ASSETS=$$assets go run ./internal/clusterbench admission
 bench-scale: need-go ## measure only the control plane with 2,000 Services and 20,000 pods
