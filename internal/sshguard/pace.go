@@ -53,8 +53,14 @@ func (c *Conn) LoginOver() { c.over.Store(true) }
 // Received is how many bytes have come so far.
 func (c *Conn) Received() int64 { return c.received.Load() }
 
-// Read has one caller at a time, the library's reader.
+// Read has one caller at a time, the library's reader. After Close it gives nothing, not even what is in a buffer below: the library
+// takes nothing from its queue any more.
 func (c *Conn) Read(p []byte) (int, error) {
+	select {
+	case <-c.closed:
+		return 0, net.ErrClosed
+	default:
+	}
 	if c.over.Load() || c.writes.Load() < keysWrite {
 		n, err := c.Conn.Read(p)
 		c.received.Add(int64(n))

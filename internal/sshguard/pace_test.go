@@ -50,3 +50,24 @@ func TestConn(t *testing.T) {
 		t.Errorf("the second Close: %v", err)
 	}
 }
+
+// endless has bytes to read, closed or not, as a buffer has.
+type endless struct{ net.Conn }
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+func (endless) Close() error               { return nil }
+
+func TestNothingIsReadAfterClose(t *testing.T) {
+	c := New(endless{}, 0)
+	buf := make([]byte, 16)
+	if _, err := c.Read(buf); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.LoginOver() // which is also said after a login that failed
+	if n, err := c.Read(buf); n != 0 || !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a read after the end gave %d bytes, %v", n, err)
+	}
+}
