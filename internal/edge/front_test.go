@@ -427,20 +427,7 @@ func TestStreamIsFlushedAtOnce(t *testing.T) {
 	a := login(t, e)
 	s := a.newSocket("http")
 	next := make(chan struct{})
-	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		for i := range 3 {
-			_, _ = fmt.Fprintf(w, "data: %d\n\n", i)
-			_ = http.NewResponseController(w).Flush()
-			select {
-			case <-next:
-			case <-r.Context().Done():
-				return
-			}
-		}
-	}))
-	t.Cleanup(app.Close)
-	a.connect(s, appAddress(app))
+	a.connect(s, appAddress(newEventsApp(t, next)))
 	for _, scheme := range []string{"http", "https"} {
 		resp, err := e.VisitorClient(t).Get(scheme + "://" + s.DNSName + "/")
 		if err != nil {
@@ -470,27 +457,9 @@ func TestTCPSocketHalfClose(t *testing.T) {
 	if len(s.Ports) != 1 || s.Ports[0] < 20000 || s.Ports[0] > 29999 {
 		t.Fatalf("ports %v", s.Ports)
 	}
-	app, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = app.Close() })
-	go func() {
-		for {
-			conn, err := app.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = conn.Close() }()
-				// Only the visitor's half-close makes the app answer.
-				data, _ := io.ReadAll(conn)
-				_, _ = fmt.Fprintf(conn, "got %d bytes", len(data))
-			}()
-		}
-	}()
-	a.connect(s, app.Addr().String())
-	bad := a.connect(s, app.Addr().String())
+	app := newSumApp(t) // Only the visitor's half-close makes it answer.
+	a.connect(s, app)
+	bad := a.connect(s, app)
 	bad.refuse.Store(true)
 	for range 4 {
 		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.Ports[0]))

@@ -20,27 +20,11 @@ import (
 // newSumApp answers, once the visitor has ended, how many bytes it got.
 func newSumApp(t testing.TB) string {
 	t.Helper()
-	app, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = app.Close() })
-	go func() {
-		for {
-			conn, err := app.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = conn.Close() }()
-				n, err := io.Copy(io.Discard, conn)
-				if err == nil {
-					_, _ = fmt.Fprintf(conn, "got %d bytes", n)
-				}
-			}()
+	return newTCPApp(t, func(conn net.Conn) {
+		if n, err := io.Copy(io.Discard, conn); err == nil {
+			_, _ = fmt.Fprintf(conn, "got %d bytes", n)
 		}
-	}()
-	return app.Addr().String()
+	})
 }
 
 func publicAddress(s socket) string { return fmt.Sprintf("127.0.0.1:%d", s.Ports[0]) }

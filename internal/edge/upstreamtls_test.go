@@ -108,27 +108,11 @@ func TestUpstreamIsNotHTTPS(t *testing.T) {
 	})
 	a := login(t, e)
 	visitor := e.VisitorClient(t)
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = silent.Close() })
-	go func() {
-		for {
-			conn, err := silent.Accept()
-			if err != nil {
-				return
-			}
-			go func() { // It reads, and says nothing.
-				_, _ = io.Copy(io.Discard, conn)
-				_ = conn.Close()
-			}()
-		}
-	}()
+	silent := newTCPApp(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }) // It reads, and says nothing.
 	for what, c := range map[string]struct {
 		app    string
 		status int
-	}{"plain HTTP": {appAddress(newApp(t, "plain")), 502}, "silence": {silent.Addr().String(), 504}} {
+	}{"plain HTTP": {appAddress(newApp(t, "plain")), 502}, "silence": {silent, 504}} {
 		var s socket
 		a.must("POST", "/socket", map[string]any{"name": what, "upstream_type": "https"}, &s)
 		a.connect(s, c.app)

@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -154,20 +152,7 @@ func TestCurlReadsEventsAtOnce(t *testing.T) {
 	a := login(t, e)
 	s := a.newSocket("http")
 	next := make(chan struct{})
-	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		for i := range 3 {
-			_, _ = fmt.Fprintf(w, "data: %d\n\n", i)
-			_ = http.NewResponseController(w).Flush()
-			select {
-			case <-next:
-			case <-r.Context().Done():
-				return
-			}
-		}
-	}))
-	t.Cleanup(app.Close)
-	a.connect(s, appAddress(app))
+	a.connect(s, appAddress(newEventsApp(t, next)))
 	for _, flag := range []string{"--http1.1", "--http2"} {
 		cmd := exec.CommandContext(t.Context(), "curl", "-sSkN", "--max-time", "15", flag, "--connect-to", s.DNSName+":443:"+e.HTTPSAddress, "https://"+s.DNSName+"/")
 		out, err := cmd.StdoutPipe()
