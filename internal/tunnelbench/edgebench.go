@@ -47,21 +47,14 @@ func benchEdge(ctx context.Context, args []string) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
+	if err := checkRuns(f, s.rounds, s.seconds, s.only, edgeMeasurements, s.edge); err != nil {
+		return err
+	}
 	switch {
-	case f.NArg() > 0:
-		return fmt.Errorf("unexpected argument %q", f.Arg(0))
-	case s.rounds < 1 || s.rounds > 100:
-		return fmt.Errorf("--rounds %d: allowed are 1 to 100", s.rounds)
-	case s.seconds < 0.1 || s.seconds > 60:
-		return fmt.Errorf("--seconds %g: allowed are 0.1 to 60", s.seconds)
 	case s.tunnels < socketTunnels || s.tunnels > 5000 || s.tunnels%socketTunnels != 0:
 		return fmt.Errorf("--tunnels %d: allowed are multiples of %d up to 5000", s.tunnels, socketTunnels)
-	case s.only != "" && slices.ContainsFunc(strings.Split(s.only, ","), func(what string) bool { return !slices.Contains(edgeMeasurements, what) }):
-		return fmt.Errorf("--only %q: allowed are %s, comma separated", s.only, strings.Join(edgeMeasurements, ", "))
 	case !slices.Contains(profileLoads, s.under):
 		return fmt.Errorf("--under %q: allowed are %s", s.under, strings.Join(profileLoads, ", "))
-	case s.edge == "":
-		return errors.New("--edge is missing: the path of the mysocket-edge program")
 	}
 	return measureEdge(ctx, s)
 }

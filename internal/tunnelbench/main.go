@@ -86,19 +86,28 @@ func run(ctx context.Context, args []string) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
+	if err := checkRuns(f, s.rounds, s.seconds, s.only, measurements, s.edge); err != nil {
+		return err
+	}
+	if s.open < 1 || s.open > 5000 {
+		return fmt.Errorf("--open %d: allowed are 1 to 5000", s.open)
+	}
+	return measureAll(ctx, s)
+}
+
+// checkRuns checks the settings that all benches have; known are the measurements that only may name.
+func checkRuns(f *flag.FlagSet, rounds int, seconds float64, only string, known []string, edge string) error {
 	switch {
 	case f.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q", f.Arg(0))
-	case s.rounds < 1 || s.rounds > 100:
-		return fmt.Errorf("--rounds %d: allowed are 1 to 100", s.rounds)
-	case s.seconds < 0.1 || s.seconds > 60:
-		return fmt.Errorf("--seconds %g: allowed are 0.1 to 60", s.seconds)
-	case s.open < 1 || s.open > 5000:
-		return fmt.Errorf("--open %d: allowed are 1 to 5000", s.open)
-	case s.only != "" && slices.ContainsFunc(strings.Split(s.only, ","), func(what string) bool { return !slices.Contains(measurements, what) }):
-		return fmt.Errorf("--only %q: allowed are %s, comma separated", s.only, strings.Join(measurements, ", "))
-	case s.edge == "":
+	case rounds < 1 || rounds > 100:
+		return fmt.Errorf("--rounds %d: allowed are 1 to 100", rounds)
+	case seconds < 0.1 || seconds > 60:
+		return fmt.Errorf("--seconds %g: allowed are 0.1 to 60", seconds)
+	case only != "" && slices.ContainsFunc(strings.Split(only, ","), func(what string) bool { return !slices.Contains(known, what) }):
+		return fmt.Errorf("--only %q: allowed are %s, comma separated", only, strings.Join(known, ", "))
+	case edge == "":
 		return errors.New("--edge is missing: the path of the mysocket-edge program")
 	}
-	return measureAll(ctx, s)
+	return nil
 }
